@@ -1,0 +1,21 @@
+//! Kafka: the transactional producer, source offsets, topics, reading topics to their end, and how clients are configured.
+
+pub mod backlog;
+pub mod client;
+pub mod committer;
+pub mod group;
+pub mod offsets;
+pub mod protocol;
+pub mod reader;
+pub mod replayed;
+pub mod scan;
+pub mod source_writer;
+pub mod topics;
+mod transaction;
+
+pub use client::{ClientKind, Clients};
+pub use committer::{Batch, BatchBytes, Committer, GroupOffsets, OutgoingRecord};
+pub use protocol::CommitError;
+
+#[cfg(test)]
+mod simulation;

@@ -1,0 +1,229 @@
+//! A consumer in a group. Its offsets are committed by a transactional producer, with the records that come of what it read.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance, StreamConsumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::{ClientKind, Clients};
+use super::committer::GroupOffsets;
+
+const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A partition of a topic.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Partition {
+    pub topic: String,
+    pub number: i32,
+}
+
+/// A change of what this member of the group reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// These partitions are this member's, from their committed offsets on. Can be none: the group has more members than
+    /// partitions.
+    Gained(Vec<Partition>),
+    /// These are no longer: nothing that was read of them may be committed here.
+    Lost(Vec<Partition>),
+    /// As [`Change::Lost`], for all of them.
+    LostAll,
+}
+
+/// One record as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    pub partition: Partition,
+    pub offset: i64,
+    pub key: Vec<u8>,
+    pub value: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GroupError {
+    /// The settings are wrong or access is denied: a sentence that says what to change.
+    #[error("{0}")]
+    Configuration(String),
+    /// The consumer is of no more use; another one can be started.
+    #[error("the consumer has failed: {0}")]
+    Failed(String),
+    /// A newer member of the same name has joined.
+    #[error("a newer member of the same name has joined: {0}")]
+    Fenced(String),
+    /// Passes by itself: the consumer goes on.
+    #[error("{0}")]
+    Passing(String),
+}
+
+/// A member of a consumer group.
+pub struct GroupConsumer {
+    consumer: Arc<StreamConsumer<Changes>>,
+}
+
+impl std::fmt::Debug for GroupConsumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GroupConsumer")
+    }
+}
+
+impl GroupConsumer {
+    /// Joins the group. Reads what is committed, from the beginning where the group has no offset yet.
+    ///
+    /// `member` is the member's own name (`group.instance.id`), the same at each start: a restart takes over at once what the
+    /// killed predecessor had, and the broker checks every commit against it. A commit of a member without a name that has
+    /// fallen out of the group would go unchecked, because a transaction may have no member at all.
+    pub fn join(clients: &Clients, group_id: &str, member: &str, topics: &[&str]) -> Result<Self, GroupError> {
+        let mut config = clients.config(ClientKind::Consumer);
+        for (key, value) in [
+            // The default of 64 MB a consumer is far more than is ever ahead here.
+            ("queued.max.messages.kbytes", "4096"),
+            ("fetch.message.max.bytes", "1048576"),
+        ] {
+            if config.get(key).is_none() {
+                config.set(key, value);
+            }
+        }
+        config
+            .set("group.id", group_id)
+            .set("group.instance.id", member)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest")
+            // Also makes the group's offsets wait for a transaction that is still open (KIP-447).
+            .set("isolation.level", "read_committed")
+            // A member that comes or goes takes from the others only what moves.
+            .set("partition.assignment.strategy", "cooperative-sticky");
+        let refused = |error: KafkaError| {
+            GroupError::Configuration(format!("the Kafka consumer's settings are refused: {error}"))
+        };
+        let consumer: StreamConsumer<Changes> = config.create_with_context(Changes::default()).map_err(refused)?;
+        consumer.subscribe(topics).map_err(refused)?;
+        Ok(Self { consumer: Arc::new(consumer) })
+    }
+
+    /// The next record of a partition that is not paused. Serves rebalances while it waits, so it has to be waited for all the
+    /// time (`max.poll.interval.ms`). May be dropped and called again.
+    pub async fn receive(&self) -> Result<Received, GroupError> {
+        let message = self.consumer.recv().await.map_err(|error| group_error(&error))?;
+        Ok(Received {
+            partition: Partition { topic: message.topic().to_owned(), number: message.partition() },
+            offset: message.offset(),
+            key: message.key().unwrap_or_default().to_owned(),
+            value: message.payload().unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// What has changed since the last call, in order. To be asked before anything is made of a record or a commit.
+    pub fn changes(&self) -> Vec<Change> {
+        let changes = &self.consumer.context().0;
+        std::mem::take(&mut *changes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Nothing more of these partitions comes until they are resumed.
+    pub fn pause<'a>(&self, partitions: impl IntoIterator<Item = &'a Partition>) -> Result<(), GroupError> {
+        self.consumer.pause(&list(partitions)).map_err(|error| group_error(&error))
+    }
+
+    pub fn resume<'a>(&self, partitions: impl IntoIterator<Item = &'a Partition>) -> Result<(), GroupError> {
+        self.consumer.resume(&list(partitions)).map_err(|error| group_error(&error))
+    }
+
+    /// Offsets to be committed: of each partition the next one to be read. With the generation that the member is in now, so that
+    /// a member which has been replaced commits nothing. `None` outside a group.
+    pub fn offsets<'a>(&self, next: impl IntoIterator<Item = (&'a Partition, i64)>) -> Option<GroupOffsets> {
+        let group = self.consumer.group_metadata()?;
+        let mut positions = TopicPartitionList::new();
+        for (partition, offset) in next {
+            positions.add_partition_offset(&partition.topic, partition.number, Offset::Offset(offset)).ok()?;
+        }
+        Some(GroupOffsets { positions, group })
+    }
+
+    /// Whether a newer member of the same name has joined, or joins within this time: the broker tells with the next heartbeat.
+    /// What is read meanwhile is dropped, so this is the last question to be asked.
+    pub async fn is_replaced(&self, within: Duration) -> bool {
+        let told = async {
+            loop {
+                match self.receive().await {
+                    Err(GroupError::Fenced(_)) => return true,
+                    Ok(_) | Err(GroupError::Passing(_)) => {}
+                    Err(_) => return false,
+                }
+            }
+        };
+        tokio::time::timeout(within, told).await.unwrap_or(false)
+    }
+
+    /// Whether a broker answers.
+    pub fn ask_broker(&self) -> impl Future<Output = bool> + Send + 'static {
+        let consumer = self.consumer.clone();
+        async move {
+            let asked = tokio::task::spawn_blocking(move || {
+                let topics = consumer.subscription().ok()?;
+                let topic = topics.elements().first()?.topic().to_owned();
+                consumer.fetch_metadata(Some(&topic), METADATA_TIMEOUT).ok().map(|_| ())
+            });
+            matches!(asked.await, Ok(Some(())))
+        }
+    }
+
+    /// Ends the consumer. Its partitions stay its own for the session's time-out (`session.timeout.ms`), should it come again.
+    pub async fn close(self) {
+        // Closing blocks.
+        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
+    }
+}
+
+fn list<'a>(partitions: impl IntoIterator<Item = &'a Partition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.number);
+    }
+    list
+}
+
+fn group_error(error: &KafkaError) -> GroupError {
+    let code = error.rdkafka_error_code();
+    match code {
+        Some(RDKafkaErrorCode::FencedInstanceId) => GroupError::Fenced(error.to_string()),
+        _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => GroupError::Failed(error.to_string()),
+        Some(
+            RDKafkaErrorCode::GroupAuthorizationFailed
+            | RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+            | RDKafkaErrorCode::SaslAuthenticationFailed
+            | RDKafkaErrorCode::Authentication,
+        ) => GroupError::Configuration(format!(
+            "Kafka refuses the consumer: {error} (the principal needs Read on the consumer group and on the request topics)"
+        )),
+        _ => GroupError::Passing(error.to_string()),
+    }
+}
+
+/// Remembers rebalances; librdkafka tells of them inside a poll.
+#[derive(Default)]
+struct Changes(Mutex<Vec<Change>>);
+
+impl ClientContext for Changes {}
+
+impl ConsumerContext for Changes {
+    fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let partitions = |list: &TopicPartitionList| {
+            let elements = list.elements();
+            elements.iter().map(|it| Partition { topic: it.topic().to_owned(), number: it.partition() }).collect()
+        };
+        let change = match rebalance {
+            Rebalance::Assign(list) => Change::Gained(partitions(list)),
+            Rebalance::Revoke(list) => Change::Lost(partitions(list)),
+            Rebalance::Error(error) => {
+                tracing::warn!(%error, "a rebalance failed");
+                Change::LostAll
+            }
+        };
+        tracing::info!(?change, "the group was rebalanced");
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(change);
+    }
+}

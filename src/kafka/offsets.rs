@@ -1,0 +1,217 @@
+//! Source offsets, in Kafka Connect's own format: key `["<connector>",{"corp_id":"…"}]`, value `{"seq":N,…}`, canonical JSON
+//! in a compacted topic. Connect's readers and tools read these.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::client::Clients;
+use super::committer::OutgoingRecord;
+use super::scan::{self, Begin, Scanned};
+
+/// How far a corp's archive is published: everything up to and with `seq`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceOffset {
+    pub seq: u64,
+    /// When this was committed, milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed_at_ms: Option<i64>,
+    /// Which start of a task wrote it: tells a real fencing from a time-out of our own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// All that the archive had up to this moment is published, milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivered_until_ms: Option<i64>,
+    /// How often the offset was moved by hand.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: u64,
+    /// The seq that this epoch began after.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch_after_seq: u64,
+    /// Earlier epochs have published everything up to and with this seq, but for what they skipped.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub republished_to: u64,
+    /// What no earlier epoch has published: after the first seq, up to and with the second.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<(u64, u64)>,
+}
+
+impl SourceOffset {
+    /// Whether an earlier epoch has published this record.
+    pub fn is_republished(&self, seq: u64) -> bool {
+        seq <= self.republished_to && !self.skipped.iter().any(|(after, to)| seq > *after && seq <= *to)
+    }
+
+    /// The offset moved by hand: the beginning of a new epoch that delivers what comes after `seq`.
+    pub fn moved_to(&self, seq: u64) -> Self {
+        let has_published = self.seq > self.epoch_after_seq;
+        let republished_to = if has_published { self.republished_to.max(self.seq) } else { self.republished_to };
+        let mut skipped = without(&self.skipped, (self.epoch_after_seq, self.seq));
+        if seq > republished_to {
+            skipped = without(&skipped, (republished_to, seq));
+            skipped.push((republished_to, seq));
+        }
+        // How far all is delivered is not known any more: what lies in between may be gone by now.
+        Self { seq, epoch: self.epoch + 1, epoch_after_seq: seq, republished_to, skipped, ..Self::default() }
+    }
+}
+
+/// What is left of the ranges without this one.
+fn without(ranges: &[(u64, u64)], (after, to): (u64, u64)) -> Vec<(u64, u64)> {
+    let rest = ranges.iter().flat_map(|&(from, until)| [(from, until.min(after)), (from.max(to), until)]);
+    rest.filter(|(from, until)| from < until).collect()
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Whose offset: a connector and its source partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OffsetKey {
+    pub connector: String,
+    pub corp_id: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourcePartition<'a> {
+    corp_id: Cow<'a, str>,
+}
+
+impl OffsetKey {
+    /// The record key. One spelling only: compaction compares bytes.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(&(&self.connector, SourcePartition { corp_id: self.corp_id.as_str().into() }))
+    }
+
+    /// The record that says `offset`.
+    pub fn record(
+        &self,
+        topic: &Arc<str>,
+        offset: &SourceOffset,
+        timestamp_ms: i64,
+    ) -> Result<OutgoingRecord, serde_json::Error> {
+        Ok(OutgoingRecord {
+            topic: topic.clone(),
+            key: self.to_bytes()?,
+            value: serde_json::to_vec(offset)?,
+            headers: Vec::new(),
+            timestamp_ms,
+        })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OffsetError {
+    #[error("the offset cannot be read from {topic}: {reason}")]
+    Unavailable { topic: String, reason: String },
+    /// The stored offset is not ours to guess.
+    #[error(
+        "the offset of connector {connector} in {topic} is not of the form {{\"seq\":N}}: somebody else wrote it; give the \
+         connector another name, or write a tombstone for its key to start anew"
+    )]
+    Malformed { topic: String, connector: String },
+}
+
+/// Reads the committed offset of `key`. Blocks.
+///
+/// To be called only after `init_transactions`: the predecessor is fenced by then and its last transaction settled, so what
+/// is read is final.
+pub fn read(clients: &Clients, topic: &str, key: &OffsetKey) -> Result<Option<SourceOffset>, OffsetError> {
+    let key_bytes =
+        key.to_bytes().map_err(|error| OffsetError::Unavailable { topic: topic.into(), reason: error.to_string() })?;
+    let value = latest(clients, topic, |found| found == key_bytes)?.remove(&key_bytes);
+    value
+        .map(|value| serde_json::from_slice(&value))
+        .transpose()
+        .map_err(|_| OffsetError::Malformed { topic: topic.into(), connector: key.connector.clone() })
+}
+
+/// Whose offsets the topic has. What is no offset of this kind of connector is left out. Blocks.
+pub fn keys(clients: &Clients, topic: &str) -> Result<Vec<OffsetKey>, OffsetError> {
+    let keys = latest(clients, topic, |_| true)?;
+    let parsed = keys.keys().filter_map(|key| {
+        let (connector, SourcePartition { corp_id }) = serde_json::from_slice(key).ok()?;
+        Some(OffsetKey { connector, corp_id: corp_id.into_owned() })
+    });
+    Ok(parsed.collect())
+}
+
+/// As [`read`], beside the runtime's own threads.
+pub async fn read_in_background(
+    clients: &Clients,
+    topic: &Arc<str>,
+    key: &OffsetKey,
+) -> Result<Option<SourceOffset>, OffsetError> {
+    let (clients, topic, key) = (clients.clone(), topic.clone(), key.clone());
+    let interrupted =
+        OffsetError::Unavailable { topic: topic.to_string(), reason: "reading it was interrupted".into() };
+    tokio::task::spawn_blocking(move || read(&clients, &topic, &key)).await.unwrap_or(Err(interrupted))
+}
+
+/// The newest value of each key that is `wanted`; none of those that were deleted. Blocks.
+pub fn latest(
+    clients: &Clients,
+    topic: &str,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, OffsetError> {
+    // The last record of each key and partition: within a partition the log's order counts, whatever clocks said.
+    let mut last: BTreeMap<(Vec<u8>, i32), (i64, Option<Vec<u8>>)> = BTreeMap::new();
+    let visit = |record: &Scanned<'_>| {
+        if let Some(key) = record.key().filter(|key| wanted(key)) {
+            let value = record.value().map(<[u8]>::to_vec);
+            last.insert((key.to_vec(), record.partition()), (record.timestamp_ms(), value));
+        }
+    };
+    scan::scan(clients, topic, Begin::Earliest, visit)
+        .map_err(|error| OffsetError::Unavailable { topic: topic.into(), reason: error.to_string() })?;
+    // A key moves to another partition when partitions are added. Only then do timestamps decide.
+    let mut newest: BTreeMap<Vec<u8>, (i64, Option<Vec<u8>>)> = BTreeMap::new();
+    for ((key, _), (timestamp_ms, value)) in last {
+        let entry = newest.entry(key).or_insert((i64::MIN, None));
+        if timestamp_ms >= entry.0 {
+            *entry = (timestamp_ms, value);
+        }
+    }
+    Ok(newest.into_iter().filter_map(|(key, (_, value))| Some((key, value?))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against a list of what was published: a mark too many would make a reader drop what it has not seen.
+        #[test]
+        fn what_is_marked_was_published_before(moves in prop::collection::vec((0u64..20, 0u64..60), 1..8)) {
+            let (mut offset, mut before, mut published) = (SourceOffset::default(), BTreeSet::new(), BTreeSet::new());
+            for (count, to) in moves {
+                for seq in offset.seq + 1..=offset.seq + count {
+                    prop_assert_eq!(offset.is_republished(seq), before.contains(&seq), "{} {:?}", seq, &offset);
+                    published.insert(seq);
+                }
+                offset = SourceOffset { seq: offset.seq + count, ..offset };
+                offset = offset.moved_to(to);
+                before.clone_from(&published);
+                prop_assert_eq!(offset.republished_to, published.last().copied().unwrap_or_default());
+            }
+        }
+    }
+
+    #[test]
+    fn records_are_those_of_kafka_connect() {
+        let key = OffsetKey { connector: "archive \"一\"".into(), corp_id: "ww1".into() };
+        let offset = SourceOffset { seq: u64::MAX, ..SourceOffset::default() };
+        let record = key.record(&"offsets".into(), &offset, 7).expect("encodes");
+        assert_eq!(String::from_utf8_lossy(&record.key), r#"["archive \"一\"",{"corp_id":"ww1"}]"#);
+        assert_eq!(String::from_utf8_lossy(&record.value), r#"{"seq":18446744073709551615}"#);
+        assert_eq!(serde_json::from_str::<SourceOffset>(r#"{"seq":5,"other":true}"#).expect("reads").seq, 5);
+    }
+}

@@ -1,0 +1,370 @@
+//! What tasks use of the vendor's library: calls with a deadline on a host that is replaced when it dies or hangs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+
+use super::code;
+use super::frame::{Account, Request, Response, SealedMessage, SealedRef};
+use super::process::{Death, OpenError, Process};
+use crate::egress::{Endpoint, Failure, Guard};
+use crate::metrics::ConnectorMetrics;
+
+pub const GET_CHAT_DATA: &str = "GetChatData";
+const GET_MEDIA_DATA: &str = "GetMediaData";
+const DECRYPT_DATA: &str = "DecryptData";
+
+/// What a call may take beyond the time limit that the library itself is given.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Decryption is local work of microseconds; a message that takes this long hangs.
+const DECRYPT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a call is tried on hosts that die under it, before it is confirmed alone (media) or given back (pull).
+const ATTEMPTS_MAX: u32 = 3;
+
+/// How often a host that was killed from outside is replaced for one confirmation.
+const CONFIRMATIONS_MAX: u32 = 5;
+
+const RESTART_DELAY_MIN: Duration = Duration::from_millis(100);
+const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SdkError {
+    /// The library answered with a return code other than 0.
+    #[error("{function} answered {code}{}", because(.cause))]
+    Code {
+        function: &'static str,
+        code: i32,
+        /// Why a call did not get through, where that is known.
+        cause: Option<Failure>,
+    },
+    /// The host dies or hangs under this call, each time it is tried.
+    #[error("the SDK host {reason} in {function}")]
+    Crash { function: &'static str, reason: String },
+    /// No host can be had, for a reason that may pass.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The library cannot be loaded, or refuses the account: a sentence that says what to change.
+    #[error("{0}")]
+    Configuration(String),
+}
+
+fn because(cause: &Option<Failure>) -> String {
+    cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default()
+}
+
+/// Why one message cannot be decrypted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecryptError {
+    #[error("DecryptData answered {0}")]
+    Code(i32),
+    /// Confirmed alone in a fresh host.
+    #[error("the SDK host {0} in DecryptData")]
+    Crash(String),
+}
+
+/// One chunk of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MediaChunk {
+    pub data: Vec<u8>,
+    /// Opaque; asks for the next chunk.
+    pub next_index: Vec<u8>,
+    pub is_finish: bool,
+}
+
+/// A connector's way to the library. Cheap to clone; all clones share one host, which starts with the first call.
+#[derive(Debug, Clone)]
+pub struct SdkClient(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    program: PathBuf,
+    account: Account,
+    guard: Option<Guard>,
+    metrics: Arc<ConnectorMetrics>,
+    host: Mutex<HostSlot>,
+    /// Hosts lost since the last answer to a call.
+    losses: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct HostSlot {
+    process: Option<Arc<Process>>,
+    start_not_before: Option<Instant>,
+    /// Whether it has been said what could not be had to keep the library in.
+    is_unconfined_said: bool,
+}
+
+impl SdkClient {
+    /// `program` is this very program; it is run again as `sdk-host`. With a guard, the proxy of `account` is the guard's to use;
+    /// the library is told the guard's address and a password that is for one host alone.
+    pub fn new(program: PathBuf, account: Account, guard: Option<Guard>, metrics: Arc<ConnectorMetrics>) -> Self {
+        Self(Arc::new(Shared { program, account, guard, metrics, host: Mutex::default(), losses: AtomicU32::new(0) }))
+    }
+
+    /// Starts the host now, to see that the library can be loaded. Gives the library's path.
+    pub async fn open(&self) -> Result<String, SdkError> {
+        Ok(self.host().await?.library.clone())
+    }
+
+    /// Records after `seq`, at most `limit` (1..=1000), as the library handed them over: `errcode` inside has still to be read.
+    ///
+    /// # Errors
+    /// [`SdkError::Crash`] after three hosts were lost under it.
+    ///
+    /// A call that brings an answer is not counted in the metrics here: its code stands in the answer, for the caller to read.
+    pub async fn get_chat_data(&self, seq: u64, limit: u32) -> Result<Vec<u8>, SdkError> {
+        let mut attempts = 0;
+        loop {
+            let (host, started) = (self.host().await?, Instant::now());
+            match self.ask(&host, GET_CHAT_DATA, Request::GetChatData { seq, limit }, self.network_timeout()).await {
+                Ok(Response::ChatData(bytes)) => return Ok(bytes),
+                Ok(other) => return Err(self.failure(&host, GET_CHAT_DATA, started, other)),
+                Err(death) => {
+                    attempts += 1;
+                    if attempts == ATTEMPTS_MAX {
+                        return Err(SdkError::Crash { function: GET_CHAT_DATA, reason: death.to_string() });
+                    }
+                }
+            }
+        }
+    }
+
+    /// One chunk of a file, at most 512 KiB (measured). `index` is empty for the first.
+    ///
+    /// # Errors
+    /// [`SdkError::Crash`] only when the call, alone in a fresh host, lost that one too; a host killed from outside says nothing
+    /// of the file.
+    pub async fn get_media_data(&self, sdkfileid: &str, index: &[u8]) -> Result<MediaChunk, SdkError> {
+        let request = || Request::GetMediaData { sdkfileid, index };
+        let timeout = self.network_timeout();
+        for _ in 1..ATTEMPTS_MAX {
+            let (host, started) = (self.host().await?, Instant::now());
+            if let Ok(response) = self.ask(&host, GET_MEDIA_DATA, request(), timeout).await {
+                return self.media(&host, started, response);
+            }
+        }
+        let mut last = String::new();
+        for _ in 0..CONFIRMATIONS_MAX {
+            let (host, started) = (self.fresh_host().await?, Instant::now());
+            match self.ask(&host, GET_MEDIA_DATA, request(), timeout).await {
+                Ok(response) => return self.media(&host, started, response),
+                Err(Death::Killed(reason)) => last = reason,
+                Err(death) => return Err(SdkError::Crash { function: GET_MEDIA_DATA, reason: death.to_string() }),
+            }
+        }
+        Err(SdkError::Unavailable(format!("the SDK host is {last}, again and again")))
+    }
+
+    fn media(&self, host: &Process, started: Instant, response: Response) -> Result<MediaChunk, SdkError> {
+        match response {
+            Response::Media { data, next_index, is_finish } => Ok(MediaChunk { data, next_index, is_finish }),
+            other => Err(self.failure(host, GET_MEDIA_DATA, started, other)),
+        }
+    }
+
+    /// Decrypts messages; results are in the order of `messages`, one for each.
+    ///
+    /// A message under which the host dies or hangs is tried once more, alone in a fresh host, and is
+    /// [`DecryptError::Crash`] if that one dies too. The others are not touched by it.
+    pub async fn decrypt(&self, messages: &[SealedMessage]) -> Result<Vec<Result<Vec<u8>, DecryptError>>, SdkError> {
+        let mut results = Vec::with_capacity(messages.len());
+        while results.len() < messages.len() {
+            let host = self.host().await?;
+            if let Err(death) = self.decrypt_in_order(&host, messages, &mut results).await {
+                let suspect = &messages[results.len()..][..1];
+                tracing::warn!(host = host.id, %death, "the SDK host is lost in a decryption; the message it was at is tried alone");
+                results.push(self.decrypt_alone(suspect).await?);
+            }
+        }
+        Ok(results)
+    }
+
+    async fn decrypt_in_order(
+        &self,
+        host: &Arc<Process>,
+        messages: &[SealedMessage],
+        results: &mut Vec<Result<Vec<u8>, DecryptError>>,
+    ) -> Result<(), Death> {
+        let rest: Vec<SealedRef<'_>> = messages[results.len()..].iter().map(SealedRef::from).collect();
+        let mut answers = host.call(Request::Decrypt(rest)).await?;
+        while results.len() < messages.len() {
+            let answer = match tokio::time::timeout(DECRYPT_TIMEOUT, answers.answer()).await {
+                Ok(answer) => answer,
+                Err(_) => Err(self.hang(host, DECRYPT_DATA, DECRYPT_TIMEOUT).await),
+            };
+            let answer = answer.inspect_err(|death| self.0.metrics.sdk_call(DECRYPT_DATA, death.kind()))?;
+            self.0.losses.store(0, Ordering::Relaxed);
+            results.push(match answer {
+                Response::Decrypted(plaintext) => {
+                    self.0.metrics.sdk_call(DECRYPT_DATA, 0);
+                    Ok(plaintext)
+                }
+                Response::Failed { code } => {
+                    self.0.metrics.sdk_call(DECRYPT_DATA, code);
+                    Err(DecryptError::Code(code))
+                }
+                other => return Err(Death::Crash(format!("answered {} to {DECRYPT_DATA}", kind(&other)))),
+            });
+        }
+        Ok(())
+    }
+
+    /// One message in a host of its own: whatever happens to that host is the message's doing, unless it was killed from
+    /// outside.
+    async fn decrypt_alone(&self, message: &[SealedMessage]) -> Result<Result<Vec<u8>, DecryptError>, SdkError> {
+        let mut last = String::new();
+        for _ in 0..CONFIRMATIONS_MAX {
+            let host = self.fresh_host().await?;
+            let mut results = Vec::new();
+            match self.decrypt_in_order(&host, message, &mut results).await {
+                Ok(()) => return results.pop().ok_or_else(|| SdkError::Unavailable("no answer".into())),
+                Err(Death::Killed(reason)) => last = reason,
+                Err(death) => {
+                    self.forgive().await;
+                    return Ok(Err(DecryptError::Crash(death.to_string())));
+                }
+            }
+        }
+        Ok(Err(DecryptError::Crash(last)))
+    }
+
+    /// Makes a new sdk object, with a new token: an object goes on using a dead token for ever (measured).
+    pub async fn renew(&self) -> Result<(), SdkError> {
+        let (host, started) = (self.host().await?, Instant::now());
+        match self.ask(&host, "Init", Request::Renew, GRACE).await {
+            // A host that died of it comes back with a new object.
+            Ok(Response::Opened { .. }) | Err(_) => Ok(()),
+            Ok(other) => Err(self.failure(&host, "Init", started, other)),
+        }
+    }
+
+    fn network_timeout(&self) -> Duration {
+        Duration::from_secs(u64::try_from(self.0.account.timeout_s).unwrap_or_default()) + GRACE
+    }
+
+    /// One request with one answer, within `timeout`.
+    async fn ask(
+        &self,
+        host: &Arc<Process>,
+        function: &'static str,
+        request: Request<'_>,
+        timeout: Duration,
+    ) -> Result<Response, Death> {
+        let answer = async { host.call(request).await?.answer().await };
+        let answer = match tokio::time::timeout(timeout, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.hang(host, function, timeout).await),
+        };
+        let response = answer.inspect_err(|death| self.0.metrics.sdk_call(function, death.kind()))?;
+        self.0.losses.store(0, Ordering::Relaxed);
+        match response {
+            Response::ChatData(_) => {}
+            Response::Failed { code } => self.0.metrics.sdk_call(function, code),
+            _ => self.0.metrics.sdk_call(function, 0),
+        }
+        Ok(response)
+    }
+
+    async fn hang(&self, host: &Process, function: &str, timeout: Duration) -> Death {
+        host.kill(format!("did not answer within {} s", timeout.as_secs()));
+        tracing::warn!(host = host.id, function, "the SDK host hangs and is killed");
+        host.died().await
+    }
+
+    /// An answer that is not the one asked for, to a call that was made at `started`.
+    fn failure(&self, host: &Process, function: &'static str, started: Instant, response: Response) -> SdkError {
+        match response {
+            Response::Failed { code } => {
+                let endpoint = if function == GET_CHAT_DATA { Endpoint::Pages } else { Endpoint::Files };
+                let pass = host.pass.as_ref().filter(|_| code == code::NETWORK);
+                let cause = pass.and_then(|pass| pass.failure_since(started, endpoint));
+                SdkError::Code { function, code, cause }
+            }
+            other => {
+                host.kill("answered something else than was asked".into());
+                SdkError::Crash { function, reason: format!("answered {} to it", kind(&other)) }
+            }
+        }
+    }
+
+    /// The shared host; a new one if it is lost, after a delay that grows with each host lost without an answer.
+    async fn host(&self) -> Result<Arc<Process>, SdkError> {
+        let mut slot = self.0.host.lock().await;
+        if let Some(process) = &slot.process {
+            if !process.is_dead() {
+                return Ok(process.clone());
+            }
+            let death = process.died().await;
+            tracing::warn!(host = process.id, %death, "the SDK host is lost and will be replaced");
+            slot.process = None;
+            self.lost(&mut slot, death.kind());
+        }
+        if let Some(not_before) = slot.start_not_before {
+            tokio::time::sleep_until(not_before.into()).await;
+        }
+        match Process::start(&self.0.program, &self.0.account, self.0.guard.as_ref()).await {
+            Ok(process) => {
+                tracing::info!(host = process.id, library = process.library, "the SDK host runs");
+                if !std::mem::replace(&mut slot.is_unconfined_said, true) {
+                    for sentence in &process.unconfined {
+                        tracing::warn!(host = process.id, "{sentence}");
+                    }
+                }
+                let process = Arc::new(process);
+                slot.process = Some(process.clone());
+                Ok(process)
+            }
+            Err(error) => {
+                self.lost(&mut slot, "start");
+                Err(error.into())
+            }
+        }
+    }
+
+    fn lost(&self, slot: &mut HostSlot, reason: &'static str) {
+        self.0.metrics.sdk_host_restart(reason);
+        let losses = self.0.losses.fetch_add(1, Ordering::Relaxed).min(16);
+        let delay = (RESTART_DELAY_MIN * 2u32.pow(losses)).min(RESTART_DELAY_MAX);
+        slot.start_not_before = Some(Instant::now() + delay);
+    }
+
+    /// The loss of the shared host is explained by a message that is set aside: the next one need not wait.
+    async fn forgive(&self) {
+        let mut slot = self.0.host.lock().await;
+        if let Some(process) = slot.process.take_if(|process| process.is_dead()) {
+            self.0.metrics.sdk_host_restart(process.died().await.kind());
+            slot.start_not_before = None;
+        }
+        self.0.losses.store(0, Ordering::Relaxed);
+    }
+
+    /// A host for one call alone.
+    async fn fresh_host(&self) -> Result<Arc<Process>, SdkError> {
+        Ok(Arc::new(Process::start(&self.0.program, &self.0.account, self.0.guard.as_ref()).await?))
+    }
+}
+
+impl From<OpenError> for SdkError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Start(_) => Self::Unavailable(error.to_string()),
+            OpenError::Library(_) | OpenError::Init(_) => Self::Configuration(error.to_string()),
+        }
+    }
+}
+
+fn kind(response: &Response) -> &'static str {
+    match response {
+        Response::Opened { .. } => "an opening",
+        Response::CannotOpen { .. } => "a refusal",
+        Response::ChatData(_) => "a page",
+        Response::Media { .. } => "a chunk",
+        Response::Decrypted(_) => "a message",
+        Response::Failed { .. } => "a code",
+    }
+}

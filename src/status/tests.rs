@@ -1,0 +1,136 @@
+use super::*;
+use crate::clock::manual::ManualClock;
+
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+fn board() -> (ManualClock, Arc<StatusBoard>) {
+    let time = ManualClock::default();
+    let board = StatusBoard::new(time.clock(), TIMEOUT);
+    (time, board)
+}
+
+fn task(board: &StatusBoard) -> Status {
+    board.connectors()[0].tasks[&0].clone()
+}
+
+fn unhealthy(board: &StatusBoard) -> String {
+    match board.health() {
+        Health::Unhealthy(message) => message,
+        other => panic!("{other:?} where unhealthy was due"),
+    }
+}
+
+#[test]
+fn a_start_is_ready_when_every_task_has_run_once_and_stays_ready() {
+    let (_, board) = board();
+    assert!(board.readiness().is_err(), "no connector is known yet");
+    let connector = board.connector("acme");
+    let (messages, media) = (connector.task(0), connector.task(1));
+    board.all_connectors_known();
+    messages.running();
+    assert!(matches!(board.health(), Health::Starting(message) if message.contains("task acme-1 is UNASSIGNED")));
+    media.running();
+    assert_eq!(board.readiness(), Ok(()));
+    assert_eq!(board.health(), Health::Healthy);
+    media.failed("The group is gone.", None);
+    assert_eq!(board.readiness(), Ok(()), "a later failure is a matter of health");
+}
+
+#[test]
+fn running_without_progress_turns_unhealthy_and_only_progress_heals() {
+    let (time, board) = board();
+    let connector = board.connector("acme");
+    let messages = connector.task(0);
+    board.all_connectors_known();
+    messages.running();
+    time.advance(TIMEOUT);
+    assert_eq!(board.health(), Health::Healthy);
+    time.advance(Duration::from_secs(1));
+    assert_eq!(unhealthy(&board), "task acme-0 is RUNNING. It has made no progress for 301 s.");
+    messages.restarting();
+    messages.running();
+    assert!(unhealthy(&board).contains("no progress"), "a restart alone is no progress");
+    messages.progress();
+    assert_eq!(board.health(), Health::Healthy);
+    assert_eq!(task(&board).restarts, 1);
+}
+
+#[test]
+fn a_start_that_takes_longer_than_the_timeout_is_unhealthy() {
+    let (time, board) = board();
+    let connector = board.connector("acme");
+    let messages = connector.task(0);
+    messages.degraded("No broker answers at localhost:1: start it or correct bootstrap.servers.");
+    board.all_connectors_known();
+    assert!(matches!(board.health(), Health::Starting(_)));
+    time.advance(TIMEOUT + Duration::from_secs(1));
+    assert!(unhealthy(&board).contains("is UNASSIGNED: No broker answers"));
+}
+
+#[test]
+fn a_failure_says_why_and_when_it_is_tried_again() {
+    let (time, board) = board();
+    let connector = board.connector("acme");
+    let messages = connector.task(0);
+    messages.running();
+    time.advance(Duration::from_secs(60));
+    messages.failed("40001: the secret is wrong; correct wecom.secret.", Some(Duration::from_secs(600)));
+    let expected = "task acme-0 is FAILED: 40001: the secret is wrong; correct wecom.secret. \
+                    The next attempt is at 2026-01-01T00:11:00Z.";
+    assert_eq!(unhealthy(&board), expected);
+    messages.restarting();
+    assert_eq!(task(&board).trace(), None);
+}
+
+#[test]
+fn progress_takes_a_condition_back() {
+    let (_, board) = board();
+    let connector = board.connector("acme");
+    let messages = connector.task(0);
+    messages.running();
+    messages.degraded("10001 for 12 min.");
+    assert_eq!((task(&board).state, task(&board).trace()), (State::Running, Some("10001 for 12 min.".to_owned())));
+    messages.progress();
+    assert_eq!(task(&board).trace(), None);
+}
+
+#[test]
+fn paused_and_stopped_tasks_need_no_progress_and_get_the_whole_time_on_return() {
+    let (time, board) = board();
+    let connector = board.connector("acme");
+    let messages = connector.task(0);
+    board.all_connectors_known();
+    for rest in [TaskHandle::paused, TaskHandle::stopped] {
+        rest(&messages);
+        time.advance(TIMEOUT * 3);
+        assert_eq!(board.health(), Health::Healthy);
+        messages.running();
+        assert_eq!(board.health(), Health::Healthy);
+    }
+}
+
+#[test]
+fn a_task_that_vanishes_is_failed_and_one_that_stopped_is_not() {
+    let (_, board) = board();
+    let connector = board.connector("acme");
+    let messages = connector.task(0);
+    messages.running();
+    drop(messages);
+    assert_eq!(task(&board).state, State::Failed);
+    let messages = connector.task(0);
+    messages.running();
+    messages.stopped();
+    drop(messages);
+    assert_eq!(task(&board).state, State::Stopped);
+}
+
+#[test]
+fn liveness_follows_the_tick() {
+    let (time, board) = board();
+    time.advance(LIVENESS_TIMEOUT);
+    assert_eq!(board.liveness(), Ok(()));
+    time.advance(Duration::from_secs(1));
+    assert!(board.liveness().unwrap_err().contains("31 s"));
+    board.tick();
+    assert_eq!(board.liveness(), Ok(()));
+}

@@ -1,0 +1,165 @@
+//! The running parts of a connector: the message task, the media tasks, and their supervision.
+
+pub mod alteration;
+pub mod backoff;
+pub mod content_index;
+pub mod dead_letters;
+pub mod disposition;
+pub mod download;
+pub mod file_type;
+pub mod limiter;
+pub mod media_task;
+pub mod message_task;
+pub mod object_key;
+pub mod open;
+pub mod prepare;
+pub mod pull;
+pub mod replay;
+pub mod supervisor;
+pub mod topics;
+
+use std::sync::Arc;
+
+use secrecy::ExposeSecret;
+
+use self::limiter::{RateLimiter, RateLimiters};
+use crate::archive::keyring::KeyRing;
+use crate::clock::Clock;
+use crate::config::{ConnectorConfig, EgressMode, WorkerConfig};
+use crate::egress::{self, Guard};
+use crate::kafka::{Clients, CommitError};
+use crate::metrics::{ConnectorMetrics, Metrics};
+use crate::sdk::{Account, SdkClient};
+use crate::storage::Store;
+
+/// What all tasks of a connector share.
+#[derive(Debug)]
+pub struct ConnectorContext {
+    pub worker: Arc<WorkerConfig>,
+    pub config: ConnectorConfig,
+    pub clients: Clients,
+    pub sdk: SdkClient,
+    pub keyring: KeyRing,
+    /// Of calls to pull, shared by all connectors that read this corp.
+    pub limiter: Arc<RateLimiter>,
+    pub store: Store,
+    pub metrics: Arc<ConnectorMetrics>,
+    pub clock: Clock,
+}
+
+impl ConnectorContext {
+    /// See [`WorkerConfig::transactional_id`].
+    pub fn transactional_id(&self, task: u32) -> String {
+        self.worker.transactional_id(&self.config.name, task)
+    }
+
+    pub fn now_ms(&self) -> i64 {
+        self.clock.now().unix_ms
+    }
+
+    /// The end of a task whose place another worker has taken. Whichever task is the first to find out says the same.
+    pub fn fenced(&self, task: u32, reason: &str) -> TaskError {
+        TaskError::Fenced(format!(
+            "another worker runs connector {} with group.id {}, or its offset was moved by hand (task {task}: {reason}); this one \
+             stops and commits nothing more",
+            self.config.name, self.worker.group_id
+        ))
+    }
+}
+
+/// Why a task ended before it was told to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TaskError {
+    /// Passes by itself: the task is started again soon.
+    #[error("{0}")]
+    Transient(String),
+    /// Somebody has to change something: a sentence that says what. Tried again after a long pause all the same.
+    #[error("{0}")]
+    Configuration(String),
+    /// `errors.tolerance=none`, and a record is bad. Not tried again.
+    #[error("{0}")]
+    Intolerable(String),
+    /// Another worker runs this task. Not tried again: it would fence that one.
+    #[error("{0}")]
+    Fenced(String),
+}
+
+impl From<CommitError> for TaskError {
+    /// A fencing is not translated here: whether it is real has to be found out first.
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Configuration(reason) => Self::Configuration(reason),
+            other => Self::Transient(other.to_string()),
+        }
+    }
+}
+
+impl ConnectorContext {
+    /// Reads keys and opens storage; nothing is connected yet.
+    ///
+    /// # Errors
+    /// A sentence that says what to change.
+    pub fn new(
+        worker: Arc<WorkerConfig>,
+        config: ConnectorConfig,
+        metrics: &Metrics,
+        limiters: &RateLimiters,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
+        let metrics = metrics.connector(&config.name, &config.corp_id);
+        let clients = Clients::of(&worker, &config);
+        Ok(Self {
+            sdk: sdk_client(&config, &metrics)?,
+            keyring: KeyRing::load(&config.private_keys, config.private_keys_dir.as_deref())?,
+            limiter: limiters.of(&config.corp_id, config.rate_limit_per_minute),
+            store: Store::open(&config.storage)?,
+            worker,
+            config,
+            clients,
+            metrics,
+            clock,
+        })
+    }
+}
+
+/// The library with a connector's account and way out. Its host starts with the first call.
+///
+/// # Errors
+/// A sentence that says what of the way out to change.
+pub fn sdk_client(
+    config: &ConnectorConfig,
+    metrics: &Arc<ConnectorMetrics>,
+) -> Result<SdkClient, egress::SettingsError> {
+    let guard = match config.egress {
+        EgressMode::Guarded => {
+            let settings = egress::Settings {
+                proxy: config.proxy.clone(),
+                proxy_password: config.proxy_password.clone(),
+                ca_file: config.egress_ca_file.clone(),
+                upstream: config.egress_upstream.clone(),
+                timeout_ms: config.sdk_timeout_ms,
+            };
+            Some(Guard::new(&settings, metrics.clone())?)
+        }
+        EgressMode::Direct => {
+            tracing::warn!(
+                connector = config.name,
+                "sdk.egress=direct: the vendor's library takes a certificate of any issuer, so whoever sits on the way to WeCom can \
+                 read the secret and every record"
+            );
+            None
+        }
+    };
+    let account = Account {
+        corp_id: config.corp_id.clone(),
+        secret: config.secret.expose_secret().to_owned(),
+        library: config.sdk_library.clone(),
+        proxy: config.proxy.clone().unwrap_or_default(),
+        proxy_password: config.proxy_password.as_ref().map_or_else(String::new, |it| it.expose_secret().to_owned()),
+        // The guard's own, once a host is started.
+        guard_port: None,
+        timeout_s: i32::try_from(config.sdk_timeout_ms.div_ceil(1000)).unwrap_or(i32::MAX),
+    };
+    // The running program itself, also after its file has been replaced by a newer version.
+    Ok(SdkClient::new("/proc/self/exe".into(), account, guard, metrics.clone()))
+}

@@ -1,0 +1,215 @@
+//! The message task: a corp's archive into Kafka, one transaction a page.
+//!
+//! Three stages run at once, each at most one page ahead of the next: pull, prepare (unwrap, decrypt, build), commit. Commits
+//! are in the order of `seq`. Whatever goes wrong ends the run; the next run starts from the committed offset, so that a page
+//! is either wholly visible with its offset, or pulled again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::prepare::{PreparedPage, Preparer};
+use super::pull::Puller;
+use super::topics::Topics;
+use super::{ConnectorContext, TaskError};
+use crate::archive::Gap;
+use crate::crash_point;
+use crate::kafka::offsets::{self, OffsetError, OffsetKey, SourceOffset};
+use crate::kafka::source_writer::{OffsetPlace, SourceWriter, Surroundings, WriteError};
+use crate::kafka::{Batch, BatchBytes, CommitError, Committer, OutgoingRecord};
+use crate::metrics::TransactionResult;
+use crate::status::TaskHandle;
+
+/// The number of the message task among the connector's tasks.
+pub const TASK: u32 = 0;
+
+/// How often the offset of a drained archive is written again, so that a later start knows up to when all is delivered.
+const REFRESH_INTERVAL_MS: i64 = 10 * 60 * 1000;
+
+/// Runs until `shutdown`, then finishes the pages in flight.
+pub async fn run(
+    context: &Arc<ConnectorContext>,
+    status: &TaskHandle,
+    shutdown: CancellationToken,
+) -> Result<(), TaskError> {
+    // Told to end before there is anything in flight, it ends at once: whatever Kafka is being asked can be left unanswered.
+    let Some(started) = shutdown.run_until_cancelled(start(context, status)).await else { return Ok(()) };
+    let (topics, mut run, offset) = started?;
+    status.running();
+    let seq = offset.seq;
+    tracing::info!(connector = context.config.name, seq, "the message task runs; pulling after this seq");
+
+    let (pulled, to_prepare) = mpsc::channel(1);
+    let (prepared, to_commit) = mpsc::channel(1);
+    let preparer = Preparer::new(context, &topics, offset);
+    // A stage that fails ends those behind it, which get nothing more once they have seen to what is in flight: a page that is
+    // pulled may never be had again.
+    let (pulled, prepared, committed) = tokio::join!(
+        Puller::new(context, status).run(seq, pulled, shutdown),
+        preparer.run(to_prepare, prepared),
+        run.commit_all(to_commit),
+    );
+    committed.and(prepared).and(pulled)
+}
+
+/// Makes and checks topics, takes the place of a predecessor, and finds the offset to go on from.
+async fn start<'a>(
+    context: &'a ConnectorContext,
+    status: &'a TaskHandle,
+) -> Result<(Topics, Run<'a>, SourceOffset), TaskError> {
+    let topics = Topics::prepare(context).await?;
+    let mut random = [0; 8];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| TaskError::Transient("no random numbers".into()))?;
+    let place = OffsetPlace {
+        topic: context.worker.offset_storage_topic.as_str().into(),
+        key: OffsetKey { connector: context.config.name.clone(), corp_id: context.config.corp_id.clone() },
+    };
+    let kafka = Kafka { context, batch_bytes: topics.batch_bytes() };
+    let instance = format!("{:016x}", u64::from_ne_bytes(random));
+    let early = match crash_point::is_broken("read_before_fencing") {
+        true => kafka.read_offset(&place).await.ok().flatten(),
+        false => None,
+    };
+    crash_point::reach("take_over");
+    let writer = SourceWriter::start(kafka, place, instance).await.map_err(|error| task_error(context, error))?;
+    let offset = early.unwrap_or_else(|| writer.offset());
+    let SourceOffset { seq, delivered_until_ms, .. } = offset;
+    context.metrics.lag.resumed(seq, delivered_until_ms, context.now_ms());
+    Ok((topics, Run { context, status, writer }, offset))
+}
+
+/// One run: what this start writes with.
+struct Run<'a> {
+    context: &'a ConnectorContext,
+    status: &'a TaskHandle,
+    writer: SourceWriter<Kafka<'a>>,
+}
+
+impl Run<'_> {
+    async fn commit_all(&mut self, mut pages: mpsc::Receiver<PreparedPage>) -> Result<(), TaskError> {
+        let metrics = &self.context.metrics;
+        while let Some(page) = pages.recv().await {
+            if let Some(last_seq) = page.last_seq {
+                self.commit(page.records, last_seq, page.delivered_until_ms).await?;
+                metrics.messages_published.inc_by(page.msgtimes_ms.len() as u64);
+                for &msgtime_ms in &page.msgtimes_ms {
+                    metrics.delivered(msgtime_ms);
+                }
+                for reason in page.dead_letters {
+                    metrics.dead_letter(reason);
+                }
+                metrics.lag.committed(last_seq, page.newest_msgtime_ms, self.context.now_ms());
+            }
+            if let Some(gap) = page.gap {
+                self.tell(&gap);
+            }
+            if let Some(drained_at_ms) = page.drained_at_ms {
+                let offset = self.writer.offset();
+                if offset.committed_at_ms.is_none_or(|at_ms| drained_at_ms - at_ms >= REFRESH_INTERVAL_MS) {
+                    self.commit(Vec::new(), offset.seq, page.delivered_until_ms).await?;
+                }
+                let poll_interval = Duration::from_millis(self.context.config.poll_interval_ms);
+                metrics.lag.drained(drained_at_ms, poll_interval);
+            }
+            if let Some(reason) = page.intolerable {
+                return Err(TaskError::Intolerable(reason));
+            }
+            self.status.progress();
+            if page.is_held {
+                self.status.degraded(
+                    "WeCom answers records without a seq, and none with one: they are delivered as soon as a newer record comes.",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Loud, and never silent: the records before this page may be lost.
+    fn tell(&self, gap: &Gap) {
+        let Gap { after_seq, before_seq, delivered_until_ms, .. } = *gap;
+        self.context.metrics.archive_gaps.inc();
+        let connector = &self.context.config.name;
+        tracing::error!(
+            connector,
+            after_seq,
+            before_seq,
+            delivered_until_ms,
+            "records may be lost: a gap in the archive"
+        );
+        self.status.notice(format!(
+            "Records after seq {after_seq} and before seq {before_seq} may be lost: WeCom keeps records for five days, and for longer \
+             than that nothing was pulled."
+        ));
+    }
+
+    async fn commit(
+        &mut self,
+        records: Vec<OutgoingRecord>,
+        seq: u64,
+        delivered_until_ms: Option<i64>,
+    ) -> Result<(), TaskError> {
+        let offset = SourceOffset { seq, delivered_until_ms, ..self.writer.offset() };
+        self.writer.commit(records, offset).await.map_err(|error| task_error(self.context, error))
+    }
+}
+
+fn task_error(context: &ConnectorContext, error: WriteError) -> TaskError {
+    match error {
+        WriteError::Commit(error) => error.into(),
+        WriteError::Fenced(reason) => context.fenced(TASK, &reason),
+        WriteError::Offset(OffsetError::Malformed { .. }) => TaskError::Configuration(error.to_string()),
+        WriteError::Offset(_) | WriteError::Alone(_) => TaskError::Transient(error.to_string()),
+    }
+}
+
+/// Kafka as the writer needs it, with metrics of what it did.
+struct Kafka<'a> {
+    context: &'a ConnectorContext,
+    batch_bytes: BatchBytes,
+}
+
+impl Surroundings for Kafka<'_> {
+    type Producer = Committer;
+
+    async fn fence(&self) -> Result<Committer, CommitError> {
+        let transactional_id = self.context.transactional_id(TASK);
+        let timeout_ms = self.context.config.transaction_timeout_ms;
+        Committer::start(&self.context.clients, &transactional_id, timeout_ms, self.batch_bytes).await
+    }
+
+    async fn read_offset(&self, place: &OffsetPlace) -> Result<Option<SourceOffset>, OffsetError> {
+        offsets::read_in_background(&self.context.clients, &place.topic, &place.key).await
+    }
+
+    async fn commit(&self, committer: &mut Committer, mut batch: Batch) -> Result<(), CommitError> {
+        let metrics = &self.context.metrics;
+        let started = Instant::now();
+        if crash_point::is_broken("offset_outside") {
+            let offset = batch.records.pop().into_iter().collect();
+            committer.commit(batch).await?;
+            batch = Batch { records: offset, group_offsets: None };
+        }
+        let result = committer.commit(batch).await;
+        metrics.transaction(match &result {
+            Ok(()) => TransactionResult::Committed,
+            Err(CommitError::Unknown(_)) => TransactionResult::Unknown,
+            Err(_) => TransactionResult::Aborted,
+        });
+        match &result {
+            Ok(()) => metrics.commit_seconds.observe(started.elapsed().as_secs_f64()),
+            Err(CommitError::Fenced(_)) => metrics.fencings.inc(),
+            Err(_) => metrics.lag.rewound(),
+        }
+        result
+    }
+
+    async fn pause(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.context.now_ms()
+    }
+}

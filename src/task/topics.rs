@@ -1,0 +1,103 @@
+//! The topics of a connector: their names, and how they are made where they are missing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{ConnectorContext, TaskError};
+use crate::archive::{Record, Topic, WINDOW_MS};
+use crate::kafka::topics::{self, Cleanup, WantedTopic};
+use crate::kafka::{BatchBytes, OutgoingRecord};
+
+/// librdkafka's and the broker's own default for a record batch, in bytes.
+const BYTES_MAX_DEFAULT: usize = 1_000_000;
+
+/// A request is worked on for five days; what is left of it then still has to be announced.
+const REQUESTS_RETENTION_MS_MIN: i64 = WINDOW_MS + WINDOW_MS / 5;
+/// Of the topics of requests and retries that are made here, where nothing else is asked for: no longer than brokers remember
+/// the offsets of a group that is away, lest it does again what is done. Old records are deleted by whole segments.
+const REQUESTS_RETENTION_MS: i64 = 7 * WINDOW_MS / 5;
+const REQUESTS_SEGMENT_MS: i64 = WINDOW_MS / 5;
+
+/// The connector's topics, checked.
+#[derive(Debug, Clone)]
+pub struct Topics {
+    names: [(Topic, Arc<str>); 5],
+    bytes_max: BTreeMap<String, usize>,
+    producer_bytes_max: Option<usize>,
+}
+
+impl Topics {
+    /// Makes and checks all topics of the connector, and learns their limits.
+    pub async fn prepare(context: &ConnectorContext) -> Result<Self, TaskError> {
+        let config = &context.config;
+        let names: [(Topic, Arc<str>); 5] = [
+            (Topic::Messages, config.topic.as_str().into()),
+            (Topic::MediaRequests, config.media_requests_topic.as_str().into()),
+            (Topic::MediaRetries, config.media_retries_topic.as_str().into()),
+            (Topic::MediaReferences, config.media_topic.as_str().into()),
+            (Topic::DeadLetters, config.dead_letter_topic.as_str().into()),
+        ];
+        let mut wanted: Vec<_> = names
+            .iter()
+            .map(|(topic, name)| {
+                let creation = config.topic_creation.settings_for(name);
+                let mut settings = creation.configs.clone();
+                let retention_ms_min = match topic {
+                    Topic::MediaRequests | Topic::MediaRetries => {
+                        for (key, ms) in [("retention.ms", REQUESTS_RETENTION_MS), ("segment.ms", REQUESTS_SEGMENT_MS)]
+                        {
+                            settings.entry(key.into()).or_insert_with(|| ms.to_string());
+                        }
+                        REQUESTS_RETENTION_MS_MIN
+                    }
+                    _ => 0,
+                };
+                WantedTopic {
+                    name: name.to_string(),
+                    partitions: creation.partitions,
+                    replication_factor: creation.replication_factor,
+                    settings,
+                    cleanup: Cleanup::Kept { retention_ms_min },
+                }
+            })
+            .collect();
+        wanted.push(WantedTopic {
+            name: context.worker.offset_storage_topic.clone(),
+            partitions: context.worker.offset_storage_partitions,
+            replication_factor: context.worker.offset_storage_replication_factor,
+            settings: BTreeMap::from([("cleanup.policy".into(), "compact".into())]),
+            cleanup: Cleanup::Compacted,
+        });
+        let bytes_max = topics::prepare(&context.clients, &wanted, context.worker.topic_creation_enable)
+            .await
+            .map_err(|error| match error.is_transient() {
+                true => TaskError::Transient(error.to_string()),
+                false => TaskError::Configuration(error.to_string()),
+            })?;
+        let producer_bytes_max = context.clients.producer.get("message.max.bytes").and_then(|value| value.parse().ok());
+        Ok(Self { names, bytes_max, producer_bytes_max })
+    }
+
+    pub fn name(&self, topic: Topic) -> &Arc<str> {
+        let (_, name) = &self.names[self.names.iter().position(|(known, _)| *known == topic).unwrap_or_default()];
+        name
+    }
+
+    pub fn outgoing(&self, record: Record) -> OutgoingRecord {
+        let Record { topic, key, value, headers, timestamp_ms } = record;
+        OutgoingRecord { topic: self.name(topic).clone(), key, value, headers, timestamp_ms }
+    }
+
+    /// The largest record that `topic` takes, as [`Record::bytes_max`] counts.
+    pub fn record_bytes_max(&self, topic: Topic) -> usize {
+        let limit = self.bytes_max.get(&**self.name(topic)).copied().unwrap_or(BYTES_MAX_DEFAULT);
+        limit.min(self.producer_bytes_max.unwrap_or(limit))
+    }
+
+    /// What the producer has to be able to send at once, and what a batch of several records may hold in any topic.
+    pub fn batch_bytes(&self) -> BatchBytes {
+        let largest = self.bytes_max.values().copied().max().unwrap_or(BYTES_MAX_DEFAULT);
+        let smallest = self.bytes_max.values().copied().min().unwrap_or(BYTES_MAX_DEFAULT);
+        BatchBytes { single_max: self.producer_bytes_max.unwrap_or(largest), several_max: smallest }
+    }
+}

@@ -1,0 +1,9 @@
+//! The worker: which connectors run here, and what the process shows of them over HTTP.
+
+mod access;
+mod certificate;
+mod connector;
+pub mod exit;
+pub mod http;
+pub mod logging;
+pub mod standalone;

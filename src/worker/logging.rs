@@ -1,0 +1,208 @@
+//! The process's log: text or JSON lines on stderr, times in UTC. Stdout stays free for what a command prints.
+//!
+//! The log never stops the worker: a line that can't be written (a full disk, a closed pipe) is lost, and that is all.
+
+use std::io::{self, IsTerminal};
+use std::panic;
+
+use tracing::{Level, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{Layer, Registry};
+
+use crate::config::LogFormat;
+
+/// The prefix of this program's own log targets; also that of everything it logs about the SDK.
+const OWN_TARGET: &str = "wecom_connector";
+
+/// `log.level` could not be understood.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "`{directive}` in log.level is neither a level nor target=level: use one of off, error, warn, info, debug, trace, \
+     and after a comma exceptions such as librdkafka=debug"
+)]
+pub struct LevelError {
+    directive: String,
+}
+
+/// Logging was set up already, by this program or by a library.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    #[error(transparent)]
+    Level(#[from] LevelError),
+    #[error("logging is set up twice in this process")]
+    Twice,
+}
+
+/// Sends the log of the whole process to stderr, panics included. `level` is checked by [`filter`].
+pub fn init(level: &str, format: LogFormat) -> Result<(), LoggingError> {
+    // NO_COLOR: https://no-color.org
+    let ansi = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let subscriber = subscriber(filter(level)?, format, ansi, io::stderr);
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Twice)?;
+    // A panic is a line like every other, so that JSON stays JSON. It ends a task, not the worker.
+    panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string);
+        let message = panic.payload_as_str().unwrap_or("without a message");
+        tracing::error!(location, "panic, a defect of this program: {message}");
+    }));
+    Ok(())
+}
+
+/// Reads `log.level`: a level, and after commas exceptions as `target=level`, as in `info,librdkafka=debug`.
+///
+/// `debug` and `trace` are meant for this program's own lines: libraries stay at `info` unless an exception names them. The log of
+/// the Kafka client has the target `librdkafka`.
+pub fn filter(level: &str) -> Result<Targets, LevelError> {
+    let mut general = LevelFilter::INFO;
+    let mut exceptions = Vec::new();
+    for directive in level.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+        let error = || LevelError { directive: directive.to_owned() };
+        match directive.split_once('=') {
+            None => general = level_of(directive).ok_or_else(error)?,
+            Some((target, level)) if !target.trim().is_empty() => {
+                exceptions.push((target.trim().to_owned(), level_of(level.trim()).ok_or_else(error)?));
+            }
+            Some(_) => return Err(error()),
+        }
+    }
+    let targets = Targets::new().with_default(general.min(LevelFilter::INFO)).with_target(OWN_TARGET, general);
+    Ok(targets.with_targets(exceptions))
+}
+
+fn level_of(word: &str) -> Option<LevelFilter> {
+    if word.eq_ignore_ascii_case("off") {
+        return Some(LevelFilter::OFF);
+    }
+    // Numbers, which the parser also takes, mean nothing to a reader.
+    let is_word = word.chars().all(|c| c.is_ascii_alphabetic());
+    word.parse::<Level>().ok().filter(|_| is_word).map(LevelFilter::from_level)
+}
+
+fn subscriber<W>(filter: Targets, format: LogFormat, ansi: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+where
+    W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
+{
+    // Without this a line that can't be written is reported by `eprintln!`, which panics where stderr itself is what fails.
+    let lines = tracing_subscriber::fmt::layer().log_internal_errors(false).with_ansi(ansi).with_writer(writer);
+    match format {
+        LogFormat::Text => Box::new(Registry::default().with(lines.with_filter(filter))),
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_current_span(true).with_span_list(false);
+            Box::new(Registry::default().with(lines.with_filter(filter)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::{Command, Stdio};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(level: &str, format: LogFormat, log: impl FnOnce()) -> String {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let subscriber = subscriber(filter(level).expect("a level"), format, false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, log);
+        let bytes = captured.0.lock().expect("not poisoned").clone();
+        String::from_utf8(bytes).expect("UTF-8")
+    }
+
+    #[test]
+    fn levels_apply_to_the_program_and_only_exceptions_make_libraries_talk() {
+        let rows = [
+            ("info", "own info, lib info"),
+            ("", "own info, lib info"),
+            ("WARN", ""),
+            ("debug", "own debug, own info, lib info"),
+            ("warn,librdkafka=debug", "lib debug, lib info"),
+            ("debug, librdkafka = off", "own debug, own info"),
+            ("info,wecom_connector::sdk=off", "own info, lib info"),
+            ("off", ""),
+        ];
+        for (level, expected) in rows {
+            let text = logged(level, LogFormat::Json, || {
+                tracing::debug!(target: "wecom_connector::task", "own debug");
+                tracing::info!(target: "wecom_connector::task", "own info");
+                tracing::debug!(target: "librdkafka", "lib debug");
+                tracing::info!(target: "librdkafka", "lib info");
+            });
+            let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+            let messages: Vec<String> =
+                lines.map(|line| line["message"].as_str().expect("a message").to_owned()).collect();
+            assert_eq!(messages.join(", "), expected, "{level}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_level_is_refused_by_name() {
+        for (level, directive) in [
+            ("verbose", "verbose"),
+            ("info,librdkafka", "librdkafka"),
+            ("info,librdkafka=loud", "librdkafka=loud"),
+            ("=debug", "=debug"),
+            ("3", "3"),
+        ] {
+            let error = filter(level).expect_err(level);
+            assert_eq!(error, LevelError { directive: directive.to_owned() });
+            assert!(error.to_string().contains("off, error, warn, info, debug, trace"));
+        }
+    }
+
+    #[test]
+    fn lines_carry_utc_times_and_fields_and_no_escape_gets_through() {
+        let log = || tracing::info!(target: "wecom_connector", corp_id = "ww\u{1b}[31m1", "pulled\u{1b}[2J");
+        let json: serde_json::Value =
+            serde_json::from_str(&logged("info", LogFormat::Json, log)).expect("one JSON line");
+        assert_eq!((&json["level"], &json["corp_id"]), (&"INFO".into(), &"ww\u{1b}[31m1".into()));
+        let timestamp = json["timestamp"].as_str().expect("a time");
+        assert!(timestamp.ends_with('Z') && timestamp.parse::<jiff::Timestamp>().is_ok(), "{timestamp}");
+        let text = logged("info", LogFormat::Text, log);
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+    }
+
+    /// Run as a child below, with a stderr that takes nothing.
+    #[test]
+    fn log_to_a_stderr_that_fails() {
+        if std::env::var_os("LOG_TO_A_STDERR_THAT_FAILS").is_some() {
+            init("info", LogFormat::Text).expect("set up");
+            tracing::error!("nobody reads this");
+            assert!(panic::catch_unwind(|| panic!("nor this")).is_err());
+            println!("still here");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_or_closed_pipe_stops_nothing() {
+        let full = || Stdio::from(File::options().write(true).open("/dev/full").expect("/dev/full"));
+        let closed = || Stdio::from(io::pipe().expect("a pipe").1);
+        for stderr in [full(), closed()] {
+            let output = Command::new(std::env::current_exe().expect("this program"))
+                .args(["--exact", "worker::logging::tests::log_to_a_stderr_that_fails", "--nocapture"])
+                .env("LOG_TO_A_STDERR_THAT_FAILS", "1")
+                .stderr(stderr)
+                .output()
+                .expect("started");
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && stdout.contains("still here"), "{stdout}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Standalone mode: the connectors whose files are named run in this process.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::connector::{Connector, Shared};
+use super::exit::Exit;
+use super::{http, logging};
+use crate::clock::Clock;
+use crate::config::{self, ConfigErrors, ConnectorConfig, Providers, WorkerConfig};
+use crate::kafka::Clients;
+use crate::metrics::Metrics;
+use crate::status::StatusBoard;
+use crate::task::supervisor::Ended;
+
+/// How long one question for the cluster's id may wait for a broker, and the pause before the next.
+const CLUSTER_ID_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs until a signal, or until no connector may go on.
+pub fn run(worker: &Path, connectors: &[PathBuf]) -> Exit {
+    let (worker, connectors, warnings) = match load(worker, connectors) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            for error in errors {
+                eprintln!("{error}");
+            }
+            return Exit::Usage;
+        }
+    };
+    if let Err(error) = logging::init(&worker.log_level, worker.log_format) {
+        eprintln!("{error}");
+        return Exit::Usage;
+    }
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "the runtime cannot be started");
+            return Exit::Unavailable;
+        }
+    };
+    let exit = runtime.block_on(serve(Arc::new(worker), connectors));
+    // Threads that hang in a Kafka call must not hold up the exit: what they hold is not committed and will be pulled again.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    exit
+}
+
+type Loaded = (WorkerConfig, Vec<ConnectorConfig>, Vec<String>);
+
+/// Reads all files; all errors come at once.
+fn load(worker: &Path, connectors: &[PathBuf]) -> Result<Loaded, Vec<ConfigErrors>> {
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    let mut warn = |path: &Path, more: Vec<config::Warning>| {
+        warnings.extend(more.iter().map(|warning| format!("{}: {warning}", path.display())));
+    };
+    let providers = Providers::of_worker(worker);
+    let worker = config::load_worker(worker).map(|(config, more)| {
+        warn(worker, more);
+        config
+    });
+    let mut configs = Vec::new();
+    for path in connectors {
+        match config::load_connector(path, providers) {
+            Ok((config, more)) => {
+                warn(path, more);
+                configs.push(config);
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    match worker {
+        Ok(worker) if errors.is_empty() => match config::check_together(&worker, &configs) {
+            Ok(()) => Ok((worker, configs, warnings)),
+            Err(error) => Err(vec![error]),
+        },
+        Ok(_) => Err(errors),
+        Err(error) => {
+            errors.insert(0, error);
+            Err(errors)
+        }
+    }
+}
+
+async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>) -> Exit {
+    let clock = Clock::system();
+    let metrics = Metrics::new(clock.clone());
+    let board = StatusBoard::new(clock.clone(), Duration::from_millis(worker.task_progress_timeout_ms));
+    let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
+        _ => return Exit::Unavailable,
+    };
+    let shutdown = CancellationToken::new();
+
+    if let Some(listener) = &worker.listener {
+        match http::serve(listener, metrics.clone(), board.clone(), shutdown.clone()).await {
+            Ok(server) => tracing::info!(address = %server.address, "metrics and health are served"),
+            Err(error) => {
+                tracing::error!(%error, "metrics and health cannot be served");
+                return Exit::Unavailable;
+            }
+        }
+    }
+
+    let limiters = Arc::default();
+    let shared = Shared { worker: worker.clone(), metrics, limiters, clock, board: board.clone() };
+    let prepared: Vec<_> = connectors.iter().map(|config| shared.prepare(config.clone())).collect();
+    // One that can run is not held up by another. Where none can, whoever starts this is told at once.
+    let Some(clients) = prepared.iter().find_map(|it| Some(it.as_ref().ok()?.clients.clone())) else {
+        for (config, error) in connectors.iter().zip(prepared.iter().filter_map(|it| it.as_ref().err())) {
+            tracing::error!(connector = config.name, %error, "the connector cannot be started");
+        }
+        return Exit::Usage;
+    };
+    tokio::spawn(tell_cluster_id(clients, board.clone()));
+    let mut running = JoinSet::new();
+    for (config, prepared) in connectors.into_iter().zip(prepared) {
+        let connector = Connector::new(config, shared.clone());
+        running.spawn(connector.run(prepared, shutdown.child_token()));
+    }
+    board.all_connectors_known();
+
+    let mut ended = Vec::new();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            joined = running.join_next() => match joined {
+                Some(Ok(end)) => ended.push(end),
+                Some(Err(_)) => return Exit::Internal,
+                None => return exit(&ended),
+            },
+            _ = tick.tick() => board.tick(),
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+        }
+    }
+
+    tracing::info!("leaving: what is in flight is finished and committed first");
+    shutdown.cancel();
+    let drained = async {
+        while let Some(joined) = running.join_next().await {
+            ended.extend(joined.ok());
+        }
+    };
+    tokio::select! {
+        () = drained => {}
+        () = tokio::time::sleep(Duration::from_millis(worker.task_shutdown_graceful_timeout_ms)) => {
+            tracing::warn!("what is in flight was not finished within task.shutdown.graceful.timeout.ms; it will be pulled again");
+            return Exit::Interrupted;
+        }
+        _ = interrupt.recv() => return Exit::Interrupted,
+        _ = terminate.recv() => return Exit::Interrupted,
+    }
+    tracing::info!("everything in flight is committed");
+    exit(&ended)
+}
+
+/// Puts the id of the Kafka cluster on the board, however long that takes. All connectors of a worker are on one cluster.
+async fn tell_cluster_id(clients: Clients, board: Arc<StatusBoard>) {
+    loop {
+        let asked = clients.clone();
+        match tokio::task::spawn_blocking(move || asked.cluster_id(CLUSTER_ID_TIMEOUT)).await {
+            Ok(Some(id)) => return board.set_kafka_cluster_id(id),
+            Ok(None) => tokio::time::sleep(CLUSTER_ID_TIMEOUT).await,
+            Err(_) => return,
+        }
+    }
+}
+
+/// The cause that somebody has to look at first.
+fn exit(ended: &[Ended]) -> Exit {
+    if ended.contains(&Ended::Intolerable) {
+        Exit::BadRecord
+    } else if ended.contains(&Ended::Fenced) {
+        Exit::Fenced
+    } else {
+        Exit::Success
+    }
+}

@@ -1,0 +1,345 @@
+//! What is wrong is said: with the real binary, for each row what is wrong, how the program ends or what its status says. Every
+//! text says what, where, and what to do; nothing panics, and no secret is told.
+
+#[path = "common/harness.rs"]
+mod harness;
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rsa::pkcs8::{EncodePrivateKey, LineEnding};
+use serde_json::{Value, json};
+use wecom_connector::sdk::ffi::FUNCTION_NAMES;
+
+use harness::{Corp, Kafka, PATIENCE, SECRET, Worker, WorkerFiles, simulator_library, unique, wait_until};
+
+/// The exit codes of the README.
+const USAGE: i32 = 64;
+const UNAVAILABLE: i32 = 69;
+
+#[test]
+fn what_ends_the_program_says_why() {
+    let corp = Corp::new("messages = 1", "");
+    let folder = tempfile::tempdir().expect("a folder");
+    let keys = Keys::make(folder.path());
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = format!("http://{}", taken.local_addr().expect("its address"));
+    let file = text(&keys.write("a file", "1.txt", "no folder"));
+    let below = format!("{file}/media");
+    let place = |name: &str, contents: &str| text(keys.write(name, "key_1.pem", contents).parent().expect("a folder"));
+    let missing = text(&folder.path().join("nowhere"));
+
+    // What is wrong: keys of the worker's file (`listeners`) or the connector's; how it ends, and what it says.
+    let rows: [(&[(&str, &str)], i32, &[&str]); 9] = [
+        (&[("listeners", &taken)], UNAVAILABLE, &["`listeners`", "Another process has this port"]),
+        (&[("poll.interval.ms", "soon")], USAGE, &["poll.interval.ms", "\"soon\""]),
+        (&[("wecom.secret", "${file:/nonexistent:key}")], USAGE, &["wecom.secret", "/nonexistent"]),
+        (&[("topic", "")], USAGE, &["archive.properties", "topic"]),
+        (&[("storage.path", &file)], USAGE, &[&file, "cannot be made or written", "check storage.path"]),
+        (&[("storage.path", &below)], USAGE, &[&below, "cannot be made or written", "check storage.path"]),
+        (&[("storage.type", "tape")], USAGE, &["storage.type", "tape"]),
+        (&[("wecom.private.keys.dir", &missing)], USAGE, &[&missing, "cannot be read", "check the path"]),
+        (&[("wecom.private.keys.dir", &file)], USAGE, &[&file, "cannot be read"]),
+    ];
+    for (wrong, code, words) in rows {
+        ends(&corp, wrong, code, words);
+    }
+
+    let pem = &keys.private;
+    let encrypted = pem.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+    let short = rsa::PrivateKey::new(&mut getrandom::SysRng, 1024).expect("a key");
+    let short = short.to_pkcs8_pem(LineEnding::LF).expect("a key as PEM");
+    let body = pem.lines().nth(1).expect("a line of the key");
+    let rows: [(&str, &str, &[&str]); 6] = [
+        ("encrypted", &encrypted, &["is encrypted", "openssl pkcs8"]),
+        ("short", &short, &["has 1024 bits", "keys generate"]),
+        ("public", &keys.public, &["is a public key", "give the private key"]),
+        ("cut", &pem[..pem.len() / 2], &["is damaged", "copy the file again"]),
+        ("empty", "", &["is no PEM file"]),
+        ("binary", "\u{0}\u{1}\u{2}", &["is no PEM file", "openssl pkey"]),
+    ];
+    for (name, contents, words) in rows {
+        let place = place(name, contents);
+        let file = format!("{place}/key_1.pem");
+        let words = [words, &[file.as_str()]].concat();
+        let said = ends(&corp, &[("wecom.private.keys.dir", &place)], USAGE, &words);
+        assert!(!said.contains(body), "the key is told: {said}");
+        // The other commands that read keys say the same.
+        for command in [vec!["keys", "check", &place], vec!["keys", "check", &file]] {
+            says(connector().args(command), USAGE, &words);
+        }
+    }
+
+    let nowhere = folder.path().join("worker.properties");
+    let both = [nowhere.as_path(), nowhere.as_path()];
+    says(connector().arg("standalone"), USAGE, &["<WORKER>", "Usage: wecom-connector standalone"]);
+    says(connector().arg("standalone").args(both), USAGE, &[&text(&nowhere), "there is no such file"]);
+    says(connector().arg("sdk-host"), USAGE, &["is started by the worker itself"]);
+}
+
+#[test]
+fn what_is_wrong_of_a_connector_stands_in_its_status() {
+    let kafka = Kafka::shared();
+    let corp = Corp::new("messages = 20", "");
+    let folder = tempfile::tempdir().expect("a folder");
+    let keys = Keys::make(folder.path());
+    let at = |name: &str| folder.path().join(name);
+
+    let missing = text(&at("missing.so"));
+    let no_library = text(&keys.write("libraries", "text.so", "no library, for all its name says"));
+    let lacking = text(&library_without(&at("lacking.so"), "GetMediaData"));
+    let foreign = text(&library_for_another_cpu(&at("foreign.so")));
+    let loader_path = at("loader path");
+    std::fs::create_dir(&loader_path).expect("a folder");
+    let unusable = library_for_another_cpu(&loader_path.join("libWeWorkFinanceSdk_C.so"));
+    let unusable = text(&unusable);
+    let for_cpu = format!("it is for {}, this machine is {}", CPUS.1, CPUS.0);
+
+    // The objects' folder is there, and what should be a folder in it is a file.
+    let storage = at("storage");
+    std::fs::create_dir(&storage).expect("a folder");
+    std::fs::write(storage.join("chat"), "a file").expect("a file");
+    let storage = text(&storage);
+
+    let nothing = at("keys that come later");
+    std::fs::create_dir(&nothing).expect("a folder");
+    let nothing = text(&nothing);
+
+    // A connector's name, what is wrong, whose status tells it, and what it says.
+    let library = "wecom.sdk.library";
+    type Row<'a> = (&'a str, Vec<(&'a str, &'a str)>, Part, Vec<&'a str>);
+    let rows: Vec<Row<'_>> = vec![
+        ("keys-later", vec![("wecom.private.keys.dir", &nothing)], CONNECTOR, vec![&nothing, "has no private key"]),
+        ("library-missing", vec![(library, &missing)], TASK, vec![&missing, "No such file", "set wecom.sdk.library"]),
+        ("library-text", vec![(library, &no_library)], TASK, vec![&no_library, "no ELF file", "set wecom.sdk.library"]),
+        ("library-folder", vec![(library, &storage)], TASK, vec![&storage, "directory", "set wecom.sdk.library"]),
+        ("library-foreign", vec![(library, &foreign)], TASK, vec![&foreign, &for_cpu, "set wecom.sdk.library"]),
+        (
+            "library-lacking",
+            vec![(library, &lacking)],
+            TASK,
+            vec![&lacking, "has no function GetMediaData", "set wecom.sdk.library"],
+        ),
+        ("library-usual", vec![(library, "")], TASK, vec![&unusable, &for_cpu, "set wecom.sdk.library"]),
+        (
+            "topic-replicas",
+            vec![("topic.creation.default.replication.factor", "3")],
+            TASK,
+            vec!["topic topic-replicas-", "cannot be made", "replication factor"],
+        ),
+        (
+            "storage-refuses",
+            vec![("storage.path", &storage), ("storage.prefix", "chat")],
+            MEDIA_TASK,
+            vec!["storage file://", "in each other's place", "check storage.path", &storage],
+        ),
+        ("offset-malformed", vec![], TASK, vec!["offset of connector offset-malformed", "{\"seq\":N}", "tombstone"]),
+    ];
+
+    let mut files = WorkerFiles::new(kafka).environment("LD_LIBRARY_PATH", &text(&loader_path));
+    for (name, wrong, _, _) in &rows {
+        let topic = format!("{name}-messages");
+        files = corp.connect(files, name, &[("topic", &topic), ("poll.interval.ms", "5000")]);
+        files = files.connector(name, wrong);
+    }
+    files = corp.connect(files, "well", &[]);
+    let offsets = files.get("offset.storage.topic").to_owned();
+    kafka.create_topic_with(&offsets, 1, &[("cleanup.policy", "compact")]);
+    publish(kafka, &offsets, &json!(["offset-malformed", {"corp_id": corp.id}]).to_string(), "{\"seq\":\"7\"}");
+
+    // What can be seen without a start, `validate` says as well.
+    let mut validate = connector();
+    let words = [&foreign, &for_cpu, &no_library, "no ELF file", &missing, "there is no such file", &nothing];
+    says(validate.arg("validate").args(files.write()), USAGE, &words);
+
+    let mut worker = files.start();
+    for (name, _, part, words) in &rows {
+        wait_told(&mut worker, name, *part, "FAILED", words);
+        if *part == CONNECTOR {
+            // Its tasks count as down. A key that comes later, as a mounted one may, is found by the next attempt, below.
+            let failed = [("connector", *name), ("state", "FAILED")];
+            assert_eq!(worker.metric("wecom_connector_task_state", &failed), Some(2.0));
+            std::fs::copy(corp.keys().join("1.pem"), at("keys that come later").join("1.pem")).expect("the key");
+        }
+    }
+    // The others are not held up, and the worker says that not all is well.
+    worker.wait_metric("wecom_connector_last_committed_seq", &[("connector", "well")], 20.0);
+    assert_eq!(status(&worker, "well", CONNECTOR).0, "RUNNING");
+    assert_eq!(worker.get("/health").expect("an answer").0, 503);
+    assert_ne!(worker.get("/readyz").expect("an answer").0, 200);
+    assert_eq!(worker.get("/livez").expect("an answer").0, 200);
+    worker.wait_metric("wecom_connector_last_committed_seq", &[("connector", "keys-later")], 20.0);
+    wait_told(&mut worker, "keys-later", CONNECTOR, "RUNNING", &[]);
+    assert_eq!(worker.terminate().code(), Some(0), "{}", worker.log());
+    assert_harmless(&worker.log());
+}
+
+#[test]
+fn what_is_wrong_of_the_topics_of_all_stands_in_the_status() {
+    let kafka = Kafka::shared();
+    let corp = Corp::new("messages = 1", "");
+    // The cleanup policy of the offset topic, whether missing topics may be made, and what the status says.
+    let rows = [
+        ("delete", "true", "cleanup.policy=delete; offsets are lost there: set cleanup.policy=compact"),
+        ("compact,delete", "true", "cleanup.policy=compact,delete; offsets are lost there"),
+        ("compact", "false", " is missing and topic.creation.enable is false; make it"),
+    ];
+    for (policy, may_create, words) in rows {
+        let messages = unique("some-messages");
+        let files = corp.connect(WorkerFiles::new(kafka), "archive", &[("topic", &messages)]);
+        let files = files.set("topic.creation.enable", may_create);
+        let offsets = files.get("offset.storage.topic").to_owned();
+        kafka.create_topic_with(&offsets, 1, &[("cleanup.policy", policy)]);
+        let mut worker = files.start();
+        let topic = if policy == "compact" { messages } else { offsets };
+        wait_told(&mut worker, "archive", TASK, "FAILED", &[&topic, words]);
+        assert_harmless(&worker.log());
+    }
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_waited_for() {
+    let mut kafka = Kafka::start();
+    let corp = Corp::new("messages = 20", "");
+    kafka.brokers()[0].stop();
+    let bootstrap = kafka.bootstrap().to_owned();
+    let mut worker = corp.connect(WorkerFiles::new(&kafka), "archive", &[]).start();
+    let words = ["Kafka cannot be reached at", bootstrap.as_str(), "bootstrap.servers"];
+    wait_told(&mut worker, "archive", TASK, "FAILED", &words);
+    assert_eq!(worker.get("/livez").expect("an answer").0, 200);
+    assert_ne!(worker.get("/readyz").expect("an answer").0, 200);
+    kafka.brokers()[0].start_again();
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 20.0);
+    assert_eq!(worker.terminate().code(), Some(0));
+    assert_harmless(&worker.log());
+}
+
+/// Whose status: the connector's own, or that of a task.
+type Part = Option<usize>;
+const CONNECTOR: Part = None;
+const TASK: Part = Some(0);
+const MEDIA_TASK: Part = Some(1);
+
+/// State and trace.
+fn status(worker: &Worker, connector: &str, part: Part) -> (String, String) {
+    let (_, status) = worker.get(&format!("/connectors/{connector}/status")).unwrap_or_default();
+    let status: Value = serde_json::from_str(&status).unwrap_or_default();
+    let status = part.map_or(&status["connector"], |task| &status["tasks"][task]);
+    let word = |field: &str| status[field].as_str().unwrap_or_default().to_owned();
+    (word("state"), word("trace"))
+}
+
+fn wait_told(worker: &mut Worker, connector: &str, part: Part, state: &str, words: &[&str]) {
+    let mut last = (String::new(), String::new());
+    wait_until(&format!("{connector} to be {state} and to say {words:?}"), PATIENCE, || {
+        assert!(worker.process().exited().is_none(), "the worker ended");
+        let now = status(worker, connector, part);
+        if now != last {
+            eprintln!("{connector} {part:?}: {now:?}");
+            last = now;
+        }
+        last.0 == state && words.iter().all(|word| last.1.contains(word))
+    });
+}
+
+/// Starts a worker with these keys in its file (`listeners`) or its connector's, waits for its end, and gives what it said.
+fn ends(corp: &Corp, wrong: &[(&str, &str)], code: i32, words: &[&str]) -> String {
+    let (of_worker, of_connector): (Vec<_>, Vec<_>) = wrong.iter().partition(|(key, _)| *key == "listeners");
+    let files = corp.connect(WorkerFiles::new(Kafka::shared()), "archive", &of_connector);
+    let files = of_worker.into_iter().fold(files, |files, (key, value)| files.set(key, value));
+    let mut worker = files.start();
+    let status = worker.process().wait(PATIENCE);
+    assert_eq!(status.code(), Some(code), "{wrong:?}");
+    let said = worker.log();
+    assert_said(&said, words);
+    said
+}
+
+/// Runs a command to its end.
+fn says(command: &mut Command, code: i32, words: &[&str]) {
+    let output = command.stdin(std::process::Stdio::null()).output().expect("the connector's binary");
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
+    assert_said(&said, words);
+}
+
+fn assert_said(said: &str, words: &[&str]) {
+    eprintln!("{said}");
+    assert!(words.iter().all(|word| said.contains(word)), "{words:?} are not all in: {said}");
+    assert_harmless(said);
+}
+
+fn assert_harmless(said: &str) {
+    assert!(!said.contains("panicked"), "a panic: {said}");
+    assert!(!said.contains(SECRET), "the secret is told: {said}");
+}
+
+fn connector() -> Command {
+    Command::new(harness::connector())
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("a path in UTF-8").to_owned()
+}
+
+/// A key pair, and a place for files that are none.
+struct Keys {
+    folder: PathBuf,
+    private: String,
+    public: String,
+}
+
+impl Keys {
+    fn make(folder: &Path) -> Keys {
+        let good = folder.join("good");
+        let made = connector().args(["keys", "generate", "--out"]).arg(&good).output().expect("the connector's binary");
+        assert!(made.status.success());
+        let read = |name: &str| std::fs::read_to_string(good.join(name)).expect("a key");
+        Keys { folder: folder.to_owned(), private: read("private_key_1.pem"), public: read("public_key_1.pem") }
+    }
+
+    /// A file in a folder of its own.
+    fn write(&self, folder: &str, name: &str, contents: &str) -> PathBuf {
+        let folder = self.folder.join(folder);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join(name), contents).expect("a file");
+        folder.join(name)
+    }
+}
+
+/// This machine's CPU and another one, and what an ELF header calls that.
+const CPUS: (&str, &str, u8) =
+    if cfg!(target_arch = "x86_64") { ("x86-64", "aarch64", 183) } else { ("aarch64", "x86-64", 62) };
+
+/// The vendor has a library for each CPU: one of them with the other one's mark.
+fn library_for_another_cpu(path: &Path) -> PathBuf {
+    let mut library = std::fs::read(simulator_library()).expect("the simulator");
+    library[18] = CPUS.2;
+    std::fs::write(path, library).expect("a file");
+    path.to_owned()
+}
+
+/// A library that has all functions but one.
+fn library_without(path: &Path, function: &str) -> PathBuf {
+    let others = FUNCTION_NAMES.iter().filter(|name| **name != function);
+    let source = path.with_extension("c");
+    std::fs::write(&source, others.map(|name| format!("void {name}(void) {{}}\n")).collect::<String>())
+        .expect("a file");
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(path).arg(&source).status().expect("cc");
+    assert!(compiled.success());
+    path.to_owned()
+}
+
+fn publish(kafka: &Kafka, topic: &str, key: &str, value: &str) {
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", kafka.bootstrap()).create().expect("a producer");
+    producer
+        .send(BaseRecord::to(topic).key(key).payload(value))
+        .map_err(|(error, _)| error)
+        .expect("room in the queue");
+    producer.flush(Duration::from_secs(60)).expect("delivery");
+}

@@ -1,0 +1,531 @@
+//! The way out, with the vendor's own library: who is on the way, what comes back, and who may use it.
+
+#[path = "egress/fake.rs"]
+mod fake;
+#[path = "common/harness.rs"]
+mod harness;
+#[path = "egress/proxy.rs"]
+mod proxy;
+#[path = "egress/within.rs"]
+mod within;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use serde_json::Value;
+
+use fake::{After, Fake, Flaw, Script, TOKEN};
+use harness::{Kafka, PATIENCE, VendorApi, Worker, WorkerFiles, unique, vendor_library, wait_for};
+use wecom_connector::clock::Clock;
+use wecom_connector::egress::{Guard, Pass, Settings};
+use wecom_connector::metrics::{ConnectorMetrics, Metrics};
+use wecom_connector::sdk::{Account, SdkClient, SdkError};
+
+const CORP: &str = "ww5ec0000000000001";
+const SECRET: &str = "s3cret-OF-the-archive";
+const GOOD_TOKEN: &str =
+    r#"{"errcode":0,"errmsg":"ok","access_token":"t0kenT0KENt0kenT0KENt0kenT0KEN","expires_in":7200}"#;
+const PAGE: &str = r#"{"errcode":0,"errmsg":"ok","chatdata":[]}"#;
+/// [`PAGE`], as a middlebox might send it.
+const GZIPPED_PAGE: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xab\x56\x4a\x2d\x2a\x4a\xce\x4f\x49\x55\xb2\x32\xd0\x01\xb1\x73\x8b\xd3\x95\xac\x94\xf2\xb3\x95\x74\x94\x92\x33\x12\x4b\x52\x12\x4b\x12\x95\xac\xa2\x63\x6b\x01\x0b\x97\x18\x1b\x29\x00\x00\x00";
+const TIMEOUT_MS: u64 = 1_500;
+
+/// A page, as it should be.
+fn page(to: &mut dyn Write) -> std::io::Result<After> {
+    write!(to, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{PAGE}", PAGE.len())?;
+    Ok(After::Keep)
+}
+
+#[test]
+fn who_is_on_the_way_is_said_and_gets_nothing() {
+    // Whom a connector meets, then state and words of its task.
+    let rows: [(&str, Flaw, &[&str]); 5] = [
+        ("self-signed", Flaw::SelfSigned, &["not trusted", "issuer is unknown", "CN=somebody"]),
+        ("wrong-name", Flaw::WrongName, &["not trusted", "for another name", "CN=somebody", "CN=Believed CA"]),
+        ("expired", Flaw::Expired, &["not trusted", "has expired", "CN=Believed CA"]),
+        ("not-yet", Flaw::NotYet, &["not trusted", "not valid yet", "clock"]),
+        ("wrong-ca", Flaw::WrongCa, &["not trusted", "issuer is unknown", "issued by CN=Other CA", "ca.file"]),
+    ];
+    let closed = TcpListener::bind(("127.0.0.1", 0)).expect("a port").local_addr().expect("an address");
+    let garbage = server(|stream| drop(stream.write_all(b"SSH-2.0-something\r\n\r\n")));
+    let refusing = server(|stream| drop(stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")));
+    let mute = server(|_| {});
+    let wants_password = VendorApi::start(SECRET);
+    wants_password.ask_proxy_password(&BASE64_STANDARD.encode("proxy-user:proxy-password"));
+    let proxies: [(&str, String, &str, &[&str]); 7] = [
+        (
+            "proxy-down",
+            format!("http://{closed}"),
+            "RUNNING",
+            &["10001", "cannot be reached: the connection is refused"],
+        ),
+        ("socks-down", format!("socks5://{closed}"), "RUNNING", &["10001", "the connection is refused"]),
+        ("proxy-password", wants_password.proxy(), "FAILED", &["wants a name and password", "wecom.proxy.password"]),
+        ("proxy-garbage", format!("http://{garbage}"), "RUNNING", &["10001", "does not lead to WeCom"]),
+        ("proxy-refuses", format!("http://{refusing}"), "RUNNING", &["10001", "it refuses"]),
+        ("proxy-mute", format!("http://{mute}"), "RUNNING", &["10001", "does not lead to WeCom"]),
+        ("socks-garbage", format!("socks5://{garbage}"), "RUNNING", &["10001", "does not lead to WeCom"]),
+    ];
+    let tokens: [(&str, &str, &str, &[&str]); 5] = [
+        (
+            "address",
+            r#"{"errcode":60020,"errmsg":"not allow to access from your ip, hint: [1], from ip: 203.0.113.7, more info"}"#,
+            "FAILED",
+            &["this machine's address 203.0.113.7 is not on the archive's allow list (60020)"],
+        ),
+        (
+            "secret",
+            r#"{"errcode":40001,"errmsg":"invalid credential"}"#,
+            "FAILED",
+            &["the secret of corp ww5ec0000000000001 is refused (40001)", "wecom.secret"],
+        ),
+        ("corp", r#"{"errcode":40013,"errmsg":"invalid corpid"}"#, "FAILED", &["40013", CORP, "wecom.corp.id"]),
+        ("busy", r#"{"errcode":-1,"errmsg":"busy"}"#, "RUNNING", &["errcode -1"]),
+        ("html", "<html>", "RUNNING", &["10001", "is no JSON"]),
+    ];
+
+    let keys = tempfile::tempdir().expect("a folder");
+    let made = std::process::Command::new(harness::connector())
+        .args(["keys", "generate", "--key-version", "1", "--out"])
+        .arg(keys.path())
+        .output()
+        .expect("the connector's binary");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let mut files =
+        WorkerFiles::new(Kafka::shared()).set("log.level", "trace,hyper=trace,hyper_util=trace,rustls=trace");
+    let topic = unique("egress");
+    let mut said: Vec<(String, &str, &[&str])> = Vec::new();
+    let mut fakes = Vec::new();
+    for (name, flaw, words) in rows {
+        let fake = Fake::start(flaw, GOOD_TOKEN, page);
+        files = connector(files, name, &topic, keys.path());
+        files = files.connector(name, &[("sdk.egress.upstream", &fake.address.to_string()), ca(&fake)]);
+        said.push((name.to_owned(), "FAILED", words));
+        fakes.push((name, fake));
+    }
+    for (name, proxy, state, words) in &proxies {
+        files = connector(files, name, &topic, keys.path()).connector(name, &[("wecom.proxy", proxy)]);
+        said.push(((*name).to_owned(), state, words));
+    }
+    let mut answering = Vec::new();
+    for (name, token, state, words) in tokens {
+        let fake = Fake::start(Flaw::None, token, page);
+        files = connector(files, name, &topic, keys.path());
+        files = files.connector(name, &[("sdk.egress.upstream", &fake.address.to_string()), ca(&fake)]);
+        said.push((name.to_owned(), state, words));
+        answering.push(fake);
+    }
+    let mut worker = files.start();
+    for (name, state, words) in &said {
+        wait_for(&format!("{name} to be {state} and to say {words:?}"), PATIENCE, || {
+            let (found, trace) = task(&worker, name)?;
+            (found == *state && words.iter().all(|word| trace.contains(word))).then_some(())
+        });
+    }
+    for (name, fake) in &fakes {
+        worker.wait_metric(
+            "wecom_connector_egress_requests_total",
+            &[("connector", name), ("status", "untrusted")],
+            1.0,
+        );
+        assert_eq!(fake.seen.bytes.load(Ordering::Relaxed), 0, "{name}: bytes of a request");
+    }
+    assert_eq!(wants_password.requests(harness::TOKENS).len(), 0);
+    worker.terminate();
+    // Who only asks is told the same, before anything runs.
+    for (name, _, words) in said.iter().filter(|(_, state, _)| *state == "FAILED") {
+        let (code, told, _) = worker.files().run(&["validate"], name, &["--connect"]);
+        assert!(code != Some(0) && words.iter().all(|word| told.contains(word)), "{name}: {code:?} {told}");
+        assert!(!told.contains(SECRET), "{told}");
+    }
+    let fake = Fake::start(Flaw::None, GOOD_TOKEN, page);
+    let good = connector(WorkerFiles::new(Kafka::shared()), "good", &topic, keys.path());
+    let good = good.connector("good", &[("sdk.egress.upstream", &fake.address.to_string()), ca(&fake)]);
+    let (code, told, _) = good.run(&["validate"], "good", &["--connect"]);
+    assert!(code == Some(0) && told.ends_with("WeCom lets ww5ec0000000000001 read the archive\n"), "{code:?} {told}");
+    let log = worker.log();
+    assert!(log.contains("the secret of corp ww5ec0000000000001 is refused (40001)"), "{log}");
+    for secret in [SECRET, TOKEN, "corpsecret=", "access_token="] {
+        assert!(!log.contains(secret), "{secret} is in the log");
+    }
+}
+
+/// How an answer of WeCom's reaches the caller of the library.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_reach_the_library_as_they_must() {
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .init();
+    let rows: [(&str, Script, &str); 18] = [
+        ("as it is", page, PAGE),
+        (
+            "in chunks",
+            |to| {
+                let (one, two) = PAGE.split_at(10);
+                write!(to, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{one}\r\n", one.len())?;
+                write!(to, "{:x};x=y\r\n{two}\r\n0\r\ntrailer: 1\r\n\r\n", two.len())?;
+                Ok(After::Keep)
+            },
+            PAGE,
+        ),
+        ("to the connection's end", |to| write!(to, "HTTP/1.1 200 OK\r\n\r\n{PAGE}").map(|()| After::Close), PAGE),
+        ("by HTTP/1.0", |to| write!(to, "HTTP/1.0 200 OK\r\n\r\n{PAGE}").map(|()| After::Close), PAGE),
+        (
+            "cut in a chunk",
+            |to| {
+                write!(to, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n40\r\n{{\"errcode\"")
+                    .map(|()| After::Cut)
+            },
+            "cut",
+        ),
+        (
+            "cut where only the connection's end tells the answer's",
+            |to| write!(to, "HTTP/1.1 200 OK\r\n\r\n{PAGE}").map(|()| After::Cut),
+            "cut",
+        ),
+        (
+            "shorter than it says",
+            |to| write!(to, "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{PAGE}").map(|()| After::Close),
+            "cut",
+        ),
+        (
+            "longer than it says",
+            |to| write!(to, "HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{PAGE}").map(|()| After::Keep),
+            "{\"errcode\":0",
+        ),
+        (
+            "compressed",
+            |to| {
+                write!(
+                    to,
+                    "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n",
+                    GZIPPED_PAGE.len()
+                )?;
+                to.write_all(GZIPPED_PAGE).map(|()| After::Keep)
+            },
+            PAGE,
+        ),
+        (
+            "cut while compressed",
+            |to| {
+                to.write_all(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n")?;
+                to.write_all(&GZIPPED_PAGE[..40]).map(|()| After::Close)
+            },
+            "cut",
+        ),
+        (
+            "no gzip, though it says so",
+            |to| write!(to, "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n{PAGE}").map(|()| After::Close),
+            "cut",
+        ),
+        (
+            "compressed in another way",
+            |to| {
+                write!(to, "HTTP/1.1 200 OK\r\ncontent-encoding: br\r\ncontent-length: 2\r\n\r\nxx")
+                    .map(|()| After::Keep)
+            },
+            "answer",
+        ),
+        (
+            "status 500",
+            |to| write!(to, "HTTP/1.1 500 Error\r\ncontent-length: 4\r\n\r\nwell").map(|()| After::Keep),
+            "500",
+        ),
+        ("no HTTP", |to| to.write_all(b"* OK IMAP4 ready\r\n").map(|()| After::Keep), "cut"),
+        ("nothing", |_| Ok(After::Close), "cut"),
+        (
+            "a head that is too long",
+            |to| {
+                let value = "v".repeat(1_000_000);
+                write!(to, "HTTP/1.1 200 OK\r\nx: {value}\r\ncontent-length: 0\r\n\r\n").map(|()| After::Keep)
+            },
+            "cut",
+        ),
+        (
+            "a head without an end",
+            |to| {
+                to.write_all(b"HTTP/1.1 200 OK\r\n")?;
+                loop {
+                    to.write_all(b"x: y\r\n")?;
+                }
+            },
+            "cut",
+        ),
+        (
+            "no answer in time",
+            |to| {
+                to.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{")?;
+                to.flush()?;
+                std::thread::park();
+                Ok(After::Keep)
+            },
+            "timeout",
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (name, script, told) in rows {
+        let fake = Fake::start(Flaw::None, GOOD_TOKEN, script);
+        let (client, _) = client(&fake);
+        let came = match client.get_chat_data(0, 10).await {
+            Ok(body) => String::from_utf8_lossy(&body).into_owned(),
+            Err(SdkError::Code { code: 10001, cause: Some(cause), .. }) => cause.kind().into_owned(),
+            Err(error) => error.to_string(),
+        };
+        if came != told {
+            wrong.push(format!("{name} gave {came:?} and not {told:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
+    // A part of a file that does not end.
+    let fake = Fake::start(Flaw::None, GOOD_TOKEN, |to| {
+        to.write_all(b"HTTP/1.1 206 Partial Content\r\n\r\n")?;
+        loop {
+            to.write_all(&[b'x'; 100_000])?;
+        }
+    });
+    match client(&fake).0.get_media_data(&harness::file_id("f"), b"").await {
+        Err(SdkError::Code { code: 10001, cause: Some(cause), .. }) => assert_eq!(cause.kind(), "answer", "{cause}"),
+        other => panic!("{other:?}"),
+    }
+
+    // Connections are kept; one that ended is made anew with the session of before.
+    let fake = Fake::start(Flaw::None, GOOD_TOKEN, page);
+    let (keeping, metrics) = client(&fake);
+    for _ in 0..10 {
+        keeping.get_chat_data(0, 10).await.expect("a page");
+    }
+    let seen = |count: &std::sync::atomic::AtomicUsize| count.load(Ordering::Relaxed);
+    assert_eq!((seen(&fake.seen.handshakes), seen(&fake.seen.requests)), (1, 11), "connections, requests");
+    assert_eq!((metrics.egress.connections.get(), metrics.egress.connections_reused.get()), (1, 10));
+    assert!(metrics.egress.bytes_sent.get() > seen(&fake.seen.bytes) as u64);
+    let fake = Fake::start(Flaw::None, GOOD_TOKEN, |to| page(to).map(|_| After::Close));
+    let (closing, _) = client(&fake);
+    for _ in 0..5 {
+        closing.get_chat_data(0, 10).await.expect("a page");
+    }
+    assert_eq!(seen(&fake.seen.requests), 6);
+    assert_eq!(seen(&fake.seen.resumed), seen(&fake.seen.handshakes) - 1, "sessions resumed");
+
+    let log = log.text();
+    for secret in [SECRET, TOKEN, "corpsecret=", "access_token="] {
+        assert!(!log.contains(secret), "{secret} is in the log");
+    }
+    assert!(log.contains("hyper_util"), "the log has the HTTP client's own lines");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_comes_through_and_nowhere_else() {
+    let fake = Fake::start(Flaw::None, GOOD_TOKEN, page);
+    let metrics = Metrics::new(Clock::system()).connector("egress", CORP);
+    let guard = Guard::new(&settings(&fake), metrics.clone()).expect("a guard");
+    let pass = guard.admit().await.expect("a pass");
+    let gone = guard.admit().await.expect("a pass");
+    let right = authorization(pass.password());
+    let left = authorization(gone.password());
+    let other = guard.admit().await.expect("a pass");
+    assert_ne!(pass.password(), other.password());
+    assert!(pass.address().ip().is_loopback());
+    drop(gone);
+    let long = format!("x: {}\r\n", "v".repeat(100_000));
+    let rows: [(&str, &str, &str, u16); 11] = [
+        ("CONNECT", "qyapi.weixin.qq.com:443", "", 407),
+        ("CONNECT", "qyapi.weixin.qq.com:443", "proxy-authorization: Basic c2RrLWhvc3Q6\r\n", 407),
+        ("CONNECT", "qyapi.weixin.qq.com:443", &left, 407),
+        ("CONNECT", "example.com:443", "", 407),
+        ("CONNECT", "qyapi.weixin.qq.com:443", &right, 200),
+        ("CONNECT", "qyapi.weixin.qq.com:80", &right, 403),
+        ("CONNECT", "example.com:443", &right, 403),
+        ("CONNECT", "127.0.0.1:443", &right, 403),
+        ("GET", "http://qyapi.weixin.qq.com/cgi-bin/gettoken", &right, 403),
+        ("GET", "/", &right, 403),
+        ("CONNECT", "qyapi.weixin.qq.com:443", &long, 431),
+    ];
+    for (method, target, headers, expected) in rows {
+        let status = ask(&pass, &format!("{method} {target} HTTP/1.1\r\nhost: {target}\r\n{headers}\r\n"));
+        assert_eq!(status, Some(expected), "{method} {target} {}", &headers[..headers.len().min(80)]);
+    }
+    // A head that does not end is not waited for without an end, nor one that is no HTTP answered.
+    assert_eq!(ask(&pass, "CONNECT qyapi.weixin.qq.com:443 HTTP/1.1\r\nhost: "), None);
+    assert_eq!(ask(&pass, "\x16\x03\x01\x02\x00\x01\x00\x01\u{7f}\x03\x03\r\n\r\n"), Some(400));
+    assert_eq!(fake.seen.handshakes.load(Ordering::Relaxed), 0, "nothing goes out for what is refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_proxies_lead_on() {
+    let fake = Fake::start(Flaw::None, GOOD_TOKEN, page);
+    let tls = proxy::Kind::Https(fake.tls.clone().into());
+    let rows = [
+        ("http", proxy::Kind::Http, proxy::PASSWORD, PAGE),
+        ("https", tls.clone(), proxy::PASSWORD, PAGE),
+        ("socks5", proxy::Kind::Socks, proxy::PASSWORD, PAGE),
+        ("http", proxy::Kind::Http, "proxy-user:another", "wants a name and password"),
+        ("https", tls, "", "wants a name and password"),
+        ("socks5", proxy::Kind::Socks, "proxy-user:another", "wants a name and password"),
+        ("socks5", proxy::Kind::Socks, "", "wants a name and password"),
+    ];
+    for (scheme, kind, password, told) in rows {
+        let (address, led) = proxy::start(kind, fake.address).await;
+        let settings = Settings {
+            proxy: Some(format!("{scheme}://{address}")),
+            proxy_password: (!password.is_empty()).then(|| password.into()),
+            ..settings(&fake)
+        };
+        let (client, _) = client_of(&settings);
+        let came = match client.get_chat_data(0, 10).await {
+            Ok(body) => String::from_utf8_lossy(&body).into_owned(),
+            Err(error) => error.to_string(),
+        };
+        assert!(came.contains(told), "{scheme} with {password}: {came}");
+        assert_eq!(led.load(Ordering::Relaxed), usize::from(told == PAGE), "{scheme} with {password}");
+    }
+}
+
+/// What somebody could ask for who has an SDK host's password: code in the library, say.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_endpoints_and_no_other() {
+    let fake = Fake::start(Flaw::None, GOOD_TOKEN, page);
+    let metrics = Metrics::new(Clock::system()).connector("egress", CORP);
+    let guard = Guard::new(&settings(&fake), metrics.clone()).expect("a guard");
+    let pass = guard.admit().await.expect("a pass");
+    let long =
+        format!("POST /cgi-bin/message/getchatdata HTTP/1.0\r\ncontent-length: 99999\r\n\r\n{}", "b".repeat(99_999));
+    let head = format!("GET /cgi-bin/gettoken?a=b HTTP/1.0\r\nx: {}\r\n\r\n", "v".repeat(99_999));
+    let refused = [
+        ("GET /cgi-bin/user/get?access_token=a HTTP/1.0\r\n\r\n", 403),
+        ("GET /cgi-bin/gettoken/ HTTP/1.0\r\n\r\n", 403),
+        ("GET /cgi-bin/../cgi-bin/gettoken HTTP/1.0\r\n\r\n", 403),
+        ("POST /cgi-bin/gettoken HTTP/1.0\r\ncontent-length: 0\r\n\r\n", 403),
+        ("GET /cgi-bin/message/getchatdata HTTP/1.0\r\n\r\n", 403),
+        ("PUT /cgi-bin/message/getchatmediadata HTTP/1.0\r\ncontent-length: 0\r\n\r\n", 403),
+        ("CONNECT qyapi.weixin.qq.com:443 HTTP/1.0\r\n\r\n", 403),
+        ("GET http://example.com/ HTTP/1.0\r\n\r\n", 403),
+        (&long, 502),
+        (&head, 431),
+        ("SSH-2.0-something\r\n\r\n", 400),
+    ];
+    for (request, status) in refused {
+        let answer = within::ask(&pass, request.as_bytes()).await;
+        let shown = &request[..request.len().min(60)];
+        assert!(answer.contains(&format!(" {status} ")), "{shown}: {answer}");
+    }
+    // A request's head that does not end is given up.
+    assert_eq!(within::ask(&pass, b"GET /cgi-bin/gettoken HTTP/1.0\r\nx: ").await, "");
+    assert_eq!(fake.seen.handshakes.load(Ordering::Relaxed), 0, "nothing goes out for what is refused");
+    // The host that a request names leads nowhere else.
+    let request = b"GET http://example.com/cgi-bin/gettoken?a=b HTTP/1.0\r\nhost: example.com\r\n\r\n";
+    assert!(within::ask(&pass, request).await.ends_with(GOOD_TOKEN));
+    assert_eq!(fake.seen.handshakes.load(Ordering::Relaxed), 1);
+}
+
+/// The status of the guard's answer to these bytes; nothing where it hangs up.
+fn ask(pass: &Pass, bytes: &str) -> Option<u16> {
+    let mut stream = TcpStream::connect(pass.address()).expect("the guard's port");
+    // It may answer and hang up before all is sent.
+    let _ = stream.write_all(bytes.as_bytes());
+    let mut answer = [0; 12];
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    stream.read_exact(&mut answer).ok()?;
+    std::str::from_utf8(&answer[9..]).ok()?.parse().ok()
+}
+
+fn authorization(password: &str) -> String {
+    format!("proxy-authorization: Basic {}\r\n", BASE64_STANDARD.encode(password))
+}
+
+fn settings(fake: &Fake) -> Settings {
+    Settings {
+        ca_file: Some(fake.ca_file().to_owned()),
+        upstream: Some(fake.address.to_string()),
+        timeout_ms: TIMEOUT_MS,
+        ..Settings::default()
+    }
+}
+
+/// The vendor's library behind a guard that goes to `fake`.
+fn client(fake: &Fake) -> (SdkClient, Arc<ConnectorMetrics>) {
+    client_of(&settings(fake))
+}
+
+fn client_of(settings: &Settings) -> (SdkClient, Arc<ConnectorMetrics>) {
+    let metrics = Metrics::new(Clock::system()).connector("egress", CORP);
+    let guard = Guard::new(settings, metrics.clone()).expect("a guard");
+    let account = Account {
+        corp_id: CORP.into(),
+        secret: SECRET.into(),
+        library: Some(vendor_library()),
+        timeout_s: i32::try_from(TIMEOUT_MS.div_ceil(1000)).expect("seconds"),
+        ..Account::default()
+    };
+    (SdkClient::new(harness::connector().to_owned(), account, Some(guard), metrics.clone()), metrics)
+}
+
+/// Says one thing to everybody who has said something.
+fn server(answer: fn(&mut TcpStream)) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head);
+            answer(&mut stream);
+        }
+    });
+    address
+}
+
+fn ca(fake: &Fake) -> (&'static str, &str) {
+    ("sdk.egress.ca.file", fake.ca_file().to_str().expect("a path in UTF-8"))
+}
+
+fn connector(files: WorkerFiles, name: &str, topic: &str, keys: &Path) -> WorkerFiles {
+    let path = |path: &Path| path.to_str().expect("a path in UTF-8").to_owned();
+    files.connector(
+        name,
+        &[
+            ("wecom.corp.id", CORP),
+            ("wecom.secret", SECRET),
+            ("wecom.private.keys.dir", &path(keys)),
+            ("wecom.sdk.library", &path(&vendor_library())),
+            ("topic", &format!("{topic}-{name}")),
+            ("media.enable", "false"),
+            ("tasks.max", "1"),
+        ],
+    )
+}
+
+/// State and reason of the message task.
+fn task(worker: &Worker, connector: &str) -> Option<(String, String)> {
+    let (_, body) = worker.get(&format!("/connectors/{connector}/tasks/0/status"))?;
+    let status: Value = serde_json::from_str(&body).expect("JSON");
+    let text = |name: &str| status[name].as_str().unwrap_or_default().to_owned();
+    Some((text("state"), text("trace")))
+}
+
+/// What this process logs.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("the log")).into_owned()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("the log").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

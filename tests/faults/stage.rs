@@ -1,0 +1,492 @@
+//! A corp with live traffic, its connector on two workers that take turns, and everything they stand on.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::fault::{Fault, LibraryFault, Role};
+use super::figures::Figures;
+use super::harness::{Broker, Corp, Kafka, S3, Worker, WorkerFiles, findings, wait_for, wait_until};
+use super::proxy::{Mode, Proxy};
+
+const CONNECTOR: &str = "archive";
+
+/// Messages of all types and media of several sizes, without an end; bad records now and then, and several in a row.
+const CORP: &str = r#"
+seed = 5
+messages = 200
+history_hours = 5.0
+live_per_second = 30.0
+calls_per_minute = 0
+seq_gap_every = 70
+seq_gap = 3
+conversations = 40
+media = { size_bytes = [0, 40000], large_share = 0.01, large_size_bytes = [600000, 9500000] }
+bad = [
+    { kind = "unknown_key_version", share = 0.002 },
+    { kind = "garbage_ciphertext", share = 0.002 },
+    { kind = "not_json", share = 0.002 },
+    { kind = "missing_fields", share = 0.002 },
+    { kind = "short_ciphertext", share = 0.003, seq = [1, 20, 21, 40, 50, 51, 52, 60, 80] },
+]
+"#;
+
+/// Whoever is gone is missed soon, so that its transaction and its partitions do not stay open for long.
+const BROKER_PROPERTIES: &str = "transaction.abort.timed.out.transaction.cleanup.interval.ms=500\n\
+    broker.heartbeat.interval.ms=500\nbroker.session.timeout.ms=3000";
+
+const LIVE_PER_SECOND: usize = 30;
+const MESSAGES: usize = 200;
+
+/// Pulled and committed again within so long, whatever happened. Far off what it takes.
+const RECOVERY: Duration = Duration::from_secs(240);
+
+/// From Debian's package libfaketime.
+const FAKETIME: &str = "/usr/$LIB/faketime/libfaketimeMT.so.1";
+
+/// One of these is in the worker's log when the storage takes no file.
+const UPLOAD_FAILED: [&str; 2] = ["media wait until this has passed", "a file did not come"];
+
+/// The exit code of a `verify` that could not be done.
+const CANNOT_LOOK: i32 = 69;
+
+const PUBLISHED: &str = "wecom_connector_messages_published_total";
+
+#[derive(Debug)]
+pub struct Stage {
+    kafka: Kafka,
+    /// In front of each broker.
+    proxies: Vec<Proxy>,
+    s3: S3,
+    corp: Corp,
+    workers: [Worker; 2],
+    /// Which of them runs.
+    active: usize,
+    faults: u64,
+    /// By how many seconds the worker's clock has been behind at most.
+    clock_behind_s: i64,
+    pub figures: Figures,
+}
+
+impl Stage {
+    /// Everything runs, on so many brokers. `mistake` is made by all workers on purpose.
+    pub fn new(seed: u64, brokers: usize, mistake: Option<&str>) -> Stage {
+        let proxies: Vec<Proxy> = (0..brokers).map(|_| Proxy::start()).collect();
+        let advertised: Vec<String> = proxies.iter().map(Proxy::address).collect();
+        let mut kafka = Kafka::start_proxied(BROKER_PROPERTIES, &advertised);
+        for (proxy, broker) in proxies.iter().zip(kafka.brokers()) {
+            proxy.lead_to(broker.behind_proxy());
+        }
+        let s3 = S3::start("media");
+        let corp = Corp::new(CORP, "");
+        let first = WorkerFiles::new(&kafka);
+        let second = WorkerFiles::new(&kafka)
+            .set("group.id", first.get("group.id"))
+            .set("offset.storage.topic", first.get("offset.storage.topic"));
+        let workers = [first, second].map(|files| connect(files, &corp, &advertised.join(","), &s3, mistake).worker());
+        let mut stage = Stage {
+            kafka,
+            proxies,
+            s3,
+            corp,
+            workers,
+            active: 0,
+            faults: 0,
+            clock_behind_s: 0,
+            figures: Figures::new(seed),
+        };
+        stage.worker().start_again();
+        stage.wait_published(0.0);
+        stage
+    }
+
+    /// The worker that runs.
+    fn worker(&mut self) -> &mut Worker {
+        &mut self.workers[self.active]
+    }
+
+    /// What the running worker has published since its start.
+    fn published(&mut self) -> f64 {
+        self.worker().metric(PUBLISHED, &[]).unwrap_or_default()
+    }
+
+    /// Waits until the running worker has published more.
+    fn wait_published(&mut self, before: f64) {
+        let worker = self.worker();
+        wait_for("the worker to pull and commit again", RECOVERY, || {
+            if let Some(status) = worker.process().exited() {
+                panic!("the worker ended: {status}");
+            }
+            worker.metric(PUBLISHED, &[]).filter(|now| *now > before)
+        });
+    }
+
+    /// Does it, and waits until the connector pulls and commits again. Gives how long that took from the fault's end on.
+    pub fn suffer(&mut self, fault: &Fault) -> Duration {
+        self.figures.fault(fault.kind());
+        let (ended, before) = self.inflict(fault);
+        self.wait_published(before);
+        let within = ended.elapsed();
+        self.figures.recovered(within);
+        let worker = &self.workers[self.active];
+        let size = |name: &str| worker.metric(name, &[]);
+        if let (Some(resident_bytes), Some(open_files)) =
+            (size("process_resident_memory_bytes"), size("process_open_fds"))
+        {
+            self.figures.sized(resident_bytes, open_files);
+        }
+        within
+    }
+
+    /// Gives when the fault was over, and what the worker that is to recover had published by then.
+    fn inflict(&mut self, fault: &Fault) -> (Instant, f64) {
+        match fault {
+            Fault::KillAtPoint { point } => {
+                self.kill_worker();
+                self.worker().start_with(&[("WECOM_CONNECTOR_CRASH_POINT", point)]);
+                self.wait_killed();
+                self.start_worker()
+            }
+            Fault::KillWorker { after } => {
+                std::thread::sleep(*after);
+                self.kill_worker();
+                self.start_worker()
+            }
+            Fault::KillHost { after, times } => {
+                for _ in 0..*times {
+                    std::thread::sleep(*after);
+                    self.kill_host();
+                }
+                self.over()
+            }
+            Fault::KillBroker { role, down } => {
+                let broker = self.broker(*role);
+                broker.kill();
+                std::thread::sleep(*down);
+                broker.start_again();
+                self.figures.kill("broker");
+                self.over()
+            }
+            Fault::StopBroker { role } => {
+                let broker = self.broker(*role);
+                broker.stop();
+                broker.start_again();
+                self.over()
+            }
+            Fault::FreezeBroker { role, duration } => {
+                let broker = self.broker(*role);
+                broker.freeze();
+                std::thread::sleep(*duration);
+                broker.thaw();
+                self.over()
+            }
+            Fault::Network { mode, duration } => {
+                self.proxies.iter().for_each(|proxy| proxy.set(*mode));
+                if *mode == Mode::Refuse {
+                    self.proxies.iter().for_each(Proxy::cut);
+                }
+                std::thread::sleep(*duration);
+                if *mode == Mode::HoldAnswers {
+                    self.proxies.iter().for_each(Proxy::cut);
+                }
+                self.proxies.iter().for_each(|proxy| proxy.set(Mode::Pass));
+                self.over()
+            }
+            Fault::Zombie { point } => self.zombie(point),
+            Fault::SlowTakeOver { duration } => self.slow_take_over(*duration),
+            Fault::Library(fault) => self.library(fault),
+            Fault::KillStorage { down } => {
+                self.s3.kill();
+                self.figures.kill("S3 server");
+                std::thread::sleep(*down);
+                self.s3.start_again();
+                self.over()
+            }
+            Fault::FreezeStorage { duration } => {
+                self.s3.freeze();
+                std::thread::sleep(*duration);
+                self.s3.thaw();
+                self.over()
+            }
+            Fault::FillStorage { duration } => {
+                self.s3.fill();
+                let log = self.worker().log().len();
+                wait_until("an upload to fail", RECOVERY, || {
+                    let log = self.worker().log().split_off(log);
+                    UPLOAD_FAILED.iter().any(|words| log.contains(words))
+                });
+                std::thread::sleep(*duration);
+                self.s3.make_room();
+                self.over()
+            }
+            Fault::FillLog => {
+                self.kill_worker();
+                self.worker().start_unheard();
+                self.wait_published(0.0);
+                self.kill_worker();
+                self.start_worker()
+            }
+            Fault::StepClock { seconds, duration } => self.step_clock(*seconds, *duration),
+        }
+    }
+
+    fn broker(&mut self, role: Role) -> &mut Broker {
+        let files = self.workers[self.active].files();
+        let index = match role {
+            Role::Leader => self.kafka.leader(&self.corp.topic(), 0),
+            Role::Offsets => self.kafka.leader(files.get("offset.storage.topic"), 0),
+            Role::Coordinator => self.kafka.coordinator(&format!("{}-{CONNECTOR}-0", files.get("group.id"))),
+        };
+        &mut self.kafka.brokers()[index]
+    }
+
+    fn over(&mut self) -> (Instant, f64) {
+        let now = Instant::now();
+        (now, self.published())
+    }
+
+    fn kill_worker(&mut self) {
+        self.worker().kill();
+        self.figures.kill("worker");
+    }
+
+    fn start_worker(&mut self) -> (Instant, f64) {
+        self.worker().start_again();
+        (Instant::now(), 0.0)
+    }
+
+    fn kill_host(&mut self) {
+        self.worker().kill_sdk_host();
+        self.figures.kill("SDK host");
+    }
+
+    /// Waits until the worker has killed itself.
+    fn wait_killed(&mut self) {
+        use std::os::unix::process::ExitStatusExt as _;
+        let status = self.worker().process().wait(RECOVERY);
+        assert_eq!(status.signal(), Some(9), "the worker was to kill itself, and ended otherwise: {status}");
+        self.figures.kill("worker");
+    }
+
+    fn zombie(&mut self, point: &str) -> (Instant, f64) {
+        self.kill_worker();
+        self.worker().start_with(&[("WECOM_CONNECTOR_CRASH_POINT", point)]);
+        let stopped = self.worker().process().id();
+        wait_until("the worker to stop itself", RECOVERY, || is_stopped(stopped));
+        let zombie = self.active;
+        self.active = 1 - zombie;
+        let started = self.start_worker();
+        self.wait_published(0.0);
+        self.end_as_fenced(zombie);
+        started
+    }
+
+    fn slow_take_over(&mut self, duration: Duration) -> (Instant, f64) {
+        let first = self.active;
+        let second = 1 - first;
+        self.workers[second].start_with(&[("WECOM_CONNECTOR_CRASH_POINT", "take_over:1 stop")]);
+        let stopped = self.workers[second].process().id();
+        wait_until("the second worker to stop itself", RECOVERY, || is_stopped(stopped));
+        let before = self.published();
+        // Its media task may have lost its place already, to that of the second one; that ends the worker.
+        let worker = self.worker();
+        wait_until("the first worker to go on, or to be fenced", RECOVERY, || {
+            worker.process().exited().is_some() || worker.metric(PUBLISHED, &[]).is_some_and(|now| now > before)
+        });
+        std::thread::sleep(duration);
+        self.active = second;
+        self.worker().process().signal(rustix::process::Signal::CONT);
+        let started = (Instant::now(), 0.0);
+        self.wait_published(0.0);
+        self.end_as_fenced(first);
+        started
+    }
+
+    /// The worker whose place was taken wakes up, if it slept, and says so.
+    fn end_as_fenced(&mut self, worker: usize) {
+        let worker = &mut self.workers[worker];
+        worker.process().signal(rustix::process::Signal::CONT);
+        let status = worker.process().wait(RECOVERY);
+        assert_eq!(
+            status.code(),
+            Some(77),
+            "a worker whose place was taken ended as {status}:\n{}",
+            tail(&worker.log())
+        );
+    }
+
+    /// The worker sees the machine's clock through libfaketime, which reads the step from a file.
+    fn step_clock(&mut self, seconds: i64, duration: Duration) -> (Instant, f64) {
+        self.kill_worker();
+        self.clock_behind_s = self.clock_behind_s.max(-seconds);
+        let step = self.worker().files().folder().join("clock-step");
+        // At once: half a file is no step, and whoever reads that in the middle of a wait, waits for as long as the step was.
+        let set = |seconds: i64| {
+            let new = step.with_extension("new");
+            std::fs::write(&new, format!("{seconds:+}\n")).expect("the clock's step");
+            std::fs::rename(&new, &step).expect("the clock's step");
+        };
+        set(0);
+        let path = step.to_str().expect("a path in UTF-8");
+        self.worker().start_with(&[
+            ("LD_PRELOAD", FAKETIME),
+            ("FAKETIME_TIMESTAMP_FILE", path),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ]);
+        self.wait_published(0.0);
+        let before = self.published();
+        set(seconds);
+        // The loss of a host is logged, with the time as the worker sees it.
+        self.kill_host();
+        wait_until("the step to show in the log", RECOVERY, || {
+            let log = self.worker().log();
+            let logged = log.lines().last().and_then(|line| line.split(' ').next()?.parse().ok());
+            let passed = |time: jiff::Timestamp| time.duration_since(jiff::Timestamp::now()).as_secs();
+            logged.map(passed).is_some_and(|passed| (passed - seconds).abs() <= 1)
+        });
+        self.wait_published(before);
+        std::thread::sleep(duration);
+        set(0);
+        self.over()
+    }
+
+    fn library(&mut self, fault: &LibraryFault) -> (Instant, f64) {
+        self.faults += 1;
+        let round = self.faults;
+        let name = |table: usize| format!("fault-{round}-{table}");
+        let tables = fault.tables.iter().enumerate().map(|(number, (table, times))| {
+            format!("[[fault]]\nname = \"{}\"\ntimes = {times}\n{table}\n", name(number))
+        });
+        self.corp.change(CORP, &tables.collect::<String>());
+        self.kill_host();
+        wait_until(&format!("the library to have done all of it: {}", fault.name), RECOVERY, || {
+            fault.tables.iter().enumerate().all(|(number, (_, times))| self.corp.strikes(&name(number)) >= *times)
+        });
+        self.over()
+    }
+
+    /// Lets the traffic end, waits until all of it has arrived, judges all that was ever published, and lets it go on. Gives what
+    /// was found: nothing, if all is well.
+    pub fn judge(&mut self) -> Vec<String> {
+        let mut live = self.said() - MESSAGES;
+        loop {
+            live += 5 * LIVE_PER_SECOND;
+            self.corp.change(&format!("{CORP}live_messages = {live}\n"), "");
+            self.kill_host();
+            wait_until("the traffic to end", RECOVERY, || self.said() == MESSAGES + live);
+            // A host that knew of no end may have told more by then.
+            if !self.is_ahead() {
+                break;
+            }
+        }
+        let last = self.last_said();
+        let worker = self.worker();
+        wait_until("all of it to be committed", RECOVERY, || {
+            worker.metric("wecom_connector_last_committed_seq", &[]) == Some(last)
+        });
+        let mut found = Vec::new();
+        let files = self.workers[self.active].files();
+        // It waits for the media as well.
+        let reader = self.corp.reader(&self.kafka, files, CONNECTOR, Some(&self.s3));
+        let (is_clean, report) = reader.option("--clock-behind", self.clock_behind_s.to_string()).run();
+        if !is_clean {
+            found.push(report);
+        }
+        found.extend(self.verify());
+        self.figures.judgements += 1;
+        self.corp.change(CORP, "");
+        self.kill_host();
+        found
+    }
+
+    /// What `wecom-connector verify` finds. It may look while traffic goes on.
+    pub fn verify(&mut self) -> Option<String> {
+        let files = self.workers[self.active].files();
+        // A broker that has just started may not know the group yet.
+        let (code, report, said) = wait_for("verify to be able to look", RECOVERY, || {
+            let looked = files.verify(CONNECTOR, &[]);
+            (looked.0 != Some(CANNOT_LOOK)).then_some(looked)
+        });
+        self.figures.records = report["sequence"]["records"].as_u64().unwrap_or_default();
+        let media = report["counts"]["media references"].as_object();
+        self.figures.media = media.into_iter().flat_map(|kinds| kinds.values()).filter_map(Value::as_u64).sum();
+        let kinds = findings(&report);
+        for (kind, _) in &kinds {
+            *self.figures.findings.entry(kind.clone()).or_default() += 1;
+        }
+        (code != Some(0)).then(|| format!("verify ended with {code:?}: {kinds:?}\n{said}{report:#}"))
+    }
+
+    /// Copies logs and the broker's data to where they outlive the test.
+    fn keep(&mut self) {
+        let kept = super::harness::repository().join(format!("target/faults/seed-{}", self.figures.seed));
+        let _ = std::fs::remove_dir_all(&kept);
+        std::fs::create_dir_all(&kept).expect("a folder in target/");
+        for what in ["/connectors/archive/status", "/metrics"] {
+            let (_, text) = self.worker().get(what).unwrap_or_default();
+            let _ = std::fs::write(kept.join(what.replace('/', "-")), text);
+        }
+        self.kafka.brokers().iter_mut().for_each(Broker::kill);
+        let brokers = self.kafka.brokers().iter().map(Broker::folder);
+        let folders = self.workers.iter().map(|worker| worker.files().folder()).chain(brokers);
+        let copied = std::process::Command::new("cp").arg("-r").args(folders).arg(&kept).status();
+        eprintln!("logs and topics are kept in {} ({copied:?})", kept.display());
+    }
+
+    fn said(&self) -> usize {
+        std::fs::read_to_string(self.corp.expected()).expect("the list").lines().count()
+    }
+
+    fn last_said(&self) -> f64 {
+        let list = std::fs::read_to_string(self.corp.expected()).expect("the list");
+        let last: Value = serde_json::from_str(list.lines().last().expect("a message")).expect("JSON");
+        last["seq"].as_f64().expect("a seq")
+    }
+
+    fn is_ahead(&mut self) -> bool {
+        let last = self.last_said();
+        self.worker().metric("wecom_connector_last_committed_seq", &[]).is_some_and(|committed| committed > last)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep();
+        }
+    }
+}
+
+fn connect(files: WorkerFiles, corp: &Corp, bootstrap: &str, s3: &S3, mistake: Option<&str>) -> WorkerFiles {
+    let endpoint = s3.endpoint();
+    let more = [
+        ("wecom.page.limit", "6"),
+        ("wecom.timeout.ms", "1000"),
+        ("poll.interval.ms", "150"),
+        // Short, so that a broker can be gone for longer.
+        ("transaction.timeout.ms", "4000"),
+        ("storage.type", "s3"),
+        ("storage.bucket", "media"),
+        ("storage.endpoint", endpoint.as_str()),
+        ("storage.region", "us-east-1"),
+        ("storage.access.key.id", S3::ACCESS_KEY),
+        ("storage.secret.access.key", S3::SECRET_KEY),
+    ];
+    let files = corp.connect(files.set("bootstrap.servers", bootstrap), CONNECTOR, &more);
+    match mistake {
+        Some(mistake) => files.environment("WECOM_CONNECTOR_BREAK", mistake),
+        None => files,
+    }
+}
+
+/// Whether a signal has stopped it.
+fn is_stopped(id: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}

@@ -1,0 +1,295 @@
+//! Media tasks on a real broker: every request ends in one reference event, whatever happens to tasks and files.
+
+#[path = "common/harness.rs"]
+mod harness;
+
+#[path = "media_task/world.rs"]
+mod world;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use harness::{Kafka, PATIENCE, unique};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use wecom_connector::archive::WINDOW_MS;
+use wecom_connector::kafka::group::{Change, GroupConsumer};
+use wecom_connector::kafka::{Batch, BatchBytes, CommitError, Committer, OutgoingRecord};
+use wecom_connector::task::{TaskError, media_task};
+use world::{Committed, Files, Gate, World, leave};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_ends_in_one_reference_event() {
+    let world = Arc::new(World::new(Kafka::shared(), 4));
+    let kinds = ["ok", "plain", "same", "flaky", "dead", "wrong", "expired", "late", "refused"];
+    let mut ids: Vec<String> = (0..180).map(|number| format!("{}:{number}", kinds[number % kinds.len()])).collect();
+    ids.push("gone:180".into());
+    let files = Files::default();
+    let mut tasks = vec![world.start(1, files.clone())];
+    // The first task makes the topics.
+    let first = world.clone();
+    let topics_are_there = move || {
+        harness::wait_until("the task to run", PATIENCE, || {
+            first.board.connectors().iter().any(|it| it.tasks.values().any(|task| task.has_started))
+        });
+    };
+    tokio::task::spawn_blocking(topics_are_there).await.expect("in time");
+
+    let mut values: Vec<Vec<u8>> = ids.iter().map(|id| world.request(id)).collect();
+    let foreign = String::from_utf8(world.request("ok:999")).expect("text").replace("\"ww1\"", "\"ww2\"");
+    let bad = [b"no request".to_vec(), Vec::new(), foreign.into_bytes()];
+    values.extend(bad.clone());
+    world.publish(values).await;
+
+    // Members come, one is thrown away in the middle of its work, comes back under its name, and one leaves.
+    tasks.extend([2, 3].map(|task| world.start(task, files.clone())));
+    let half = world.clone();
+    tokio::task::spawn_blocking(move || harness::wait_until("some events", PATIENCE, || half.references().len() > 20))
+        .await
+        .expect("in time");
+    let (thrown_away, _) = tasks.remove(1);
+    thrown_away.abort();
+    let _ = thrown_away.await;
+    tasks.push(world.start(2, files.clone()));
+    leave(vec![tasks.remove(0)]).await;
+
+    world.wait_for_references(ids.len()).await;
+    leave(tasks).await;
+    world.check(&ids);
+    world.check_offsets();
+
+    let dead_letters = world.read(&world.context.config.dead_letter_topic);
+    for Committed { headers, .. } in &dead_letters {
+        assert_eq!(headers["wecom.reason"], "media_request");
+        assert_eq!((&*headers["ce_specversion"], &*headers["ce_source"]), ("1.0", "/wecom/ww1"));
+        assert_eq!(headers["__connect.errors.topic"], world.context.config.media_requests_topic);
+    }
+    let mut kept: Vec<Vec<u8>> = dead_letters.into_iter().map(|it| it.value).collect();
+    let mut bad = bad.to_vec();
+    kept.sort();
+    bad.sort();
+    assert_eq!(kept, bad, "what is no request is kept whole");
+    // The same content was fetched about once, not twenty times: at most once by each that was at it at the same time.
+    let begun = files.begun.lock().expect("a lock");
+    let fetched = begun.iter().filter(|(id, _)| id.starts_with("same:")).count();
+    assert!((1..=9).contains(&fetched), "{fetched} times");
+}
+
+/// Requests that are done must not outlive the offsets that say so: brokers forget these a week after the group's last member.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_kept_for_a_week() {
+    let world = World::new(Kafka::shared(), 1);
+    wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
+    let admin: AdminClient<_> =
+        ClientConfig::new().set("bootstrap.servers", &world.bootstrap).create().expect("an admin client");
+    for topic in [&world.context.config.media_requests_topic, &world.context.config.media_retries_topic] {
+        let settings = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &AdminOptions::new()).await;
+        let settings = settings.expect("an answer").remove(0).expect("the topic's settings");
+        let value = |name: &str| settings.get(name).and_then(|entry| entry.value.clone());
+        assert_eq!(value("retention.ms").as_deref(), Some("604800000"), "{topic}");
+        assert_eq!(value("segment.ms").as_deref(), Some("86400000"), "{topic}");
+    }
+}
+
+/// A file that is to be tried again much later is put back when it stands before one that has come: the reference event of this
+/// one does not wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_not_due_makes_way() {
+    let world = Arc::new(World::new(Kafka::shared(), 1));
+    wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
+    let retries = world.context.config.media_retries_topic.clone();
+    let (early, ids) = (world.request("early:1"), ["due:2".to_owned(), "due:3".to_owned()]);
+    world.publish_to(&retries, vec![early.clone(), world.request(&ids[0]), world.request(&ids[1])]).await;
+    let task = world.start(1, Files::default());
+    world.wait_for_references(2).await;
+    leave(vec![task]).await;
+    world.check(&ids);
+    let requests = world.read(&retries);
+    let parsed = |value: &[u8]| serde_json::from_slice::<Value>(value).expect("a request");
+    assert!(requests.len() >= 4 && requests.iter().skip(3).all(|it| parsed(&it.value) == parsed(&early)), "as it was");
+}
+
+/// A task that hangs is left by its group, its files are brought by another, and what it has in hand when it wakes up is not
+/// committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_hangs_is_replaced_and_announces_nothing() {
+    let world = Arc::new(World::new(Kafka::shared(), 1));
+    let gate = Arc::new(Gate::default());
+    let stuck_files = Files { gate: Some(gate.clone()), ..Files::default() };
+    // On a thread of its own, which is blocked as a whole.
+    let stuck = {
+        let (world, stop) = (world.clone(), CancellationToken::new());
+        let shutdown = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let status = world.board.connector("archive").task(1);
+            let result = runtime.block_on(media_task::run_with(stuck_files, &world.context, 1, &status, shutdown));
+            status.stopped();
+            result
+        });
+        (thread, stop)
+    };
+    let first = world.clone();
+    let has_started = move || {
+        harness::wait_until("the task to run", PATIENCE, || {
+            first.board.connectors().iter().any(|it| it.tasks.values().any(|task| task.has_started))
+        });
+    };
+    tokio::task::spawn_blocking(has_started).await.expect("in time");
+    let ids: Vec<String> = (0..10).map(|number| format!("held:{number}")).collect();
+    world.publish(ids.iter().map(|id| world.request(id)).collect()).await;
+    let reached = gate.clone();
+    tokio::task::spawn_blocking(move || {
+        harness::wait_until("the gate", PATIENCE, || *reached.is_reached.lock().expect("a lock"));
+    })
+    .await
+    .expect("in time");
+
+    let other = world.start(2, Files::default());
+    world.wait_for_references(ids.len()).await;
+    gate.open();
+    // It is alive again, joins again and takes part: the next requests end once, too.
+    let more: Vec<String> = (10..30).map(|number| format!("held:{number}")).collect();
+    world.publish(more.iter().map(|id| world.request(id)).collect()).await;
+    let ids = [ids, more].concat();
+    world.wait_for_references(ids.len()).await;
+    leave(vec![other]).await;
+    stuck.1.cancel();
+    let result = tokio::task::spawn_blocking(move || stuck.0.join().expect("no panic")).await.expect("joined");
+    assert_eq!(result, Ok(()));
+    world.check(&ids);
+    world.check_offsets();
+}
+
+/// The broker itself refuses offsets of a member that the group has replaced, at whatever moment they come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_member_commits_nothing() {
+    let world = Arc::new(World::new(Kafka::shared(), 1));
+    let clients = &world.context.clients;
+    let topics = wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
+    let topic = world.context.config.media_requests_topic.as_str();
+    world.publish(vec![b"one".to_vec()]).await;
+    let group = unique("group");
+    let committer = |name: &'static str| async {
+        Committer::start(clients, &unique(name), 30_000, topics.batch_bytes()).await.expect("a producer")
+    };
+    let batch = |consumer: &GroupConsumer, partition, offset: i64| Batch {
+        records: vec![OutgoingRecord {
+            topic: world.context.config.media_topic.as_str().into(),
+            key: Vec::new(),
+            value: b"{}".to_vec(),
+            headers: Vec::new(),
+            timestamp_ms: world.context.now_ms(),
+        }],
+        group_offsets: consumer.offsets([(&partition, offset)]),
+    };
+
+    let old = GroupConsumer::join(clients, &group, "old", &[topic]).expect("a consumer");
+    let old_committer = committer("old").await;
+    let received = next(&old).await;
+    assert_eq!(received.value, b"one");
+    // It is not asked for more, so that the group takes it for hung and gives its partition away.
+    let new = GroupConsumer::join(clients, &group, "new", &[topic]).expect("a consumer");
+    let again = next(&new).await;
+    assert_eq!(again, received, "nothing was committed, so it comes again");
+    assert_eq!(new.changes().pop(), Some(Change::Gained(vec![received.partition.clone()])));
+
+    let late = old_committer.commit(batch(&old, received.partition.clone(), received.offset + 1)).await;
+    assert!(matches!(late, Err(CommitError::Aborted(_))), "{late:?}");
+    assert_eq!(world.references().len(), 0);
+    // Nor does one that is not in the group: its offsets are made before it can have joined.
+    let outside_committer = committer("outside").await;
+    let outside = GroupConsumer::join(clients, &group, "outside", &[topic]).expect("a consumer");
+    let uninvited = batch(&outside, received.partition.clone(), received.offset + 1);
+    outside.close().await;
+    let uninvited = outside_committer.commit(uninvited).await;
+    assert!(matches!(uninvited, Err(CommitError::Aborted(_))), "{uninvited:?}");
+    assert_eq!(world.references().len(), 0);
+
+    let new_committer = committer("new").await;
+    new_committer.commit(batch(&new, again.partition, again.offset + 1)).await.expect("the owner commits");
+    let late = old_committer.commit(batch(&old, received.partition, received.offset + 1)).await;
+    assert!(late.is_err(), "{late:?}");
+    assert_eq!(world.references().len(), 1);
+    old.close().await;
+    new.close().await;
+}
+
+/// An alert sees files that are about to be lost also where the store is down and the task cannot even start.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_the_store_goes_on_to_age() {
+    let world = Arc::new(World::new(Kafka::shared(), 2));
+    wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
+    // A file stands where the store's folder should be.
+    let store = world.folder.path().join("store");
+    let _ = std::fs::remove_dir_all(&store);
+    std::fs::write(&store, "").expect("written");
+    let ids: Vec<String> =
+        (0..6).map(|number| format!("{}:{number}", if number == 0 { "old" } else { "ok" })).collect();
+    world.publish(ids.iter().map(|id| world.request(id)).collect()).await;
+    assert_eq!(world.oldest_pending_ms(), 0);
+    let (run, _) = world.start(1, Files::default());
+    assert!(run.await.expect("no panic").is_err());
+    assert!(world.oldest_pending_ms() >= WINDOW_MS / 4 * 3, "{}", world.oldest_pending_ms());
+
+    std::fs::remove_file(&store).expect("removed");
+    let task = world.start(1, Files::default());
+    world.wait_for_references(ids.len()).await;
+    leave(vec![task]).await;
+    assert_eq!(world.oldest_pending_ms(), 0);
+    world.check(&ids);
+}
+
+/// A member finds out that another has its name now, and that nobody has while it is the last to have joined. A task whose
+/// transaction was aborted asks this before it takes its own slowness for the cause.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_knows_whether_it_is_replaced() {
+    let world = Arc::new(World::new(Kafka::shared(), 1));
+    wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
+    world.publish(vec![b"one".to_vec()]).await;
+    let (clients, group) = (&world.context.clients, unique("group"));
+    let join = || GroupConsumer::join(clients, &group, "same", &[&world.context.config.media_requests_topic]);
+    let first = join().expect("a consumer");
+    next(&first).await;
+    assert!(!first.is_replaced(Duration::from_secs(2)).await);
+    let second = join().expect("a consumer");
+    assert!(first.is_replaced(PATIENCE).await);
+    next(&second).await;
+    assert!(!second.is_replaced(Duration::from_secs(2)).await);
+    first.close().await;
+    second.close().await;
+}
+
+/// A producer of the same name that was fenced by mistake (the start of a worker that has ended since, a coordinator's time-out)
+/// is no successor: the task starts anew, and with it the connector goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fencing_without_a_successor_is_passed() {
+    let world = Arc::new(World::new(Kafka::shared(), 1));
+    wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
+    let first = world.start(1, Files::default());
+    world.publish(vec![world.request("ok:1")]).await;
+    world.wait_for_references(1).await;
+    let bytes = BatchBytes { single_max: 1_000_000, several_max: 1_000_000 };
+    let id = world.context.transactional_id(1);
+    Committer::start(&world.context.clients, &id, 30_000, bytes).await.expect("a producer");
+    world.publish(vec![world.request("ok:2")]).await;
+    let ended = tokio::time::timeout(PATIENCE, first.0).await.expect("in time").expect("no panic");
+    assert!(matches!(&ended, Err(TaskError::Transient(_))), "{ended:?}");
+    let again = world.start(1, Files::default());
+    world.wait_for_references(2).await;
+    leave(vec![again]).await;
+}
+
+async fn next(consumer: &GroupConsumer) -> wecom_connector::kafka::group::Received {
+    let receive = async {
+        loop {
+            match consumer.receive().await {
+                Ok(received) => return received,
+                Err(error) => println!("{error}"),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, receive).await.expect("a record in time")
+}

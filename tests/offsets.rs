@@ -1,0 +1,290 @@
+//! Source offsets on the stock broker: read to the newest whatever others write, and what they tell of the archive.
+
+#[path = "common/harness.rs"]
+mod harness;
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::message::Message as _;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use serde_json::{Value, json};
+use wecom_connector::kafka::Clients;
+use wecom_connector::kafka::offsets::{self, OffsetKey, SourceOffset};
+
+use harness::{Corp, Kafka, Worker, WorkerFiles, check_schemas, header, read_committed, unique};
+
+const CONNECTOR: &str = "archive";
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+fn producer() -> BaseProducer {
+    ClientConfig::new().set("bootstrap.servers", Kafka::shared().bootstrap()).create().expect("a producer")
+}
+
+fn clients() -> Clients {
+    Clients { bootstrap_servers: Kafka::shared().bootstrap().to_owned(), ..Clients::default() }
+}
+
+fn send(producer: &BaseProducer, record: BaseRecord<'_, Vec<u8>, String>) {
+    let mut record = record;
+    while let Err((_, again)) = producer.send(record) {
+        producer.poll(Duration::from_millis(10));
+        record = again;
+    }
+}
+
+fn offset_key(corp_id: &str) -> OffsetKey {
+    OffsetKey { connector: CONNECTOR.to_owned(), corp_id: corp_id.to_owned() }
+}
+
+/// Writes an offset as a connector would have left it.
+fn leave_offset(topic: &str, corp_id: &str, offset: &SourceOffset) {
+    let producer = producer();
+    let key = offset_key(corp_id).to_bytes().expect("a key");
+    send(&producer, BaseRecord::to(topic).key(&key).payload(&json!(offset).to_string()));
+    producer.flush(Duration::from_secs(60)).expect("delivery");
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock");
+    i64::try_from(since.as_millis()).expect("a time")
+}
+
+#[test]
+fn the_newest_offset_is_found_while_others_commit() {
+    const OURS: u64 = 30_000;
+    let topic = unique("offsets");
+    Kafka::shared().create_topic(&topic, 3);
+    let key = offset_key("ww1");
+    let key_bytes = key.to_bytes().expect("a key");
+    let ours = producer();
+    for seq in 1..=OURS {
+        // Long enough for many fetches.
+        let value =
+            json!(SourceOffset { seq, instance: Some("x".repeat(2000)), ..SourceOffset::default() }).to_string();
+        send(&ours, BaseRecord::to(&topic).partition(0).key(&key_bytes).payload(&value));
+    }
+    ours.flush(Duration::from_secs(60)).expect("delivery");
+
+    // The other partitions go on growing: each has many ends.
+    let (is_over, have_begun) = (AtomicBool::new(false), Barrier::new(3));
+    std::thread::scope(|scope| {
+        for partition in [1, 2] {
+            let (topic, is_over, have_begun) = (&topic, &is_over, &have_begun);
+            scope.spawn(move || {
+                let others = producer();
+                let key = br#"["other",{"corp_id":"ww2"}]"#.to_vec();
+                for count in 0.. {
+                    let value = r#"{"seq":1}"#.to_owned();
+                    send(&others, BaseRecord::to(topic).partition(partition).key(&key).payload(&value));
+                    others.flush(Duration::from_secs(60)).expect("delivery");
+                    if count == 0 {
+                        have_begun.wait();
+                    }
+                    if is_over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+        have_begun.wait();
+        for _ in 0..3 {
+            let found = offsets::read(&clients(), &topic, &key);
+            if found.as_ref().is_ok_and(|offset| offset.as_ref().is_some_and(|offset| offset.seq == OURS)) {
+                continue;
+            }
+            is_over.store(true, Ordering::Relaxed);
+            panic!("{:?}", found.map(|offset| offset.map(|offset| offset.seq)));
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// The gap events of a corp.
+fn gaps(corp: &Corp) -> Vec<Value> {
+    let records = read_committed(Kafka::shared(), &corp.topic());
+    let gaps = records.iter().filter(|record| header(record, "ce_type") == Some("wecom.archive.gap"));
+    gaps.map(|gap| serde_json::from_slice(gap.payload().expect("a value")).expect("JSON")).collect()
+}
+
+#[test]
+fn what_has_left_the_archive_unpulled_is_announced() {
+    let kafka = Kafka::shared();
+    // Seven days of messages: the first two are gone.
+    let corp = Corp::new("messages = 700\nhistory_hours = 168.0\nmix = { text = 1 }", "");
+    let files = WorkerFiles::new(kafka);
+    let topic = files.get("offset.storage.topic").to_owned();
+    kafka.create_topic_with(&topic, 1, &[("cleanup.policy", "compact")]);
+    let until_ms = now_ms() - 6 * DAY_MS;
+    let left = SourceOffset { seq: 50, delivered_until_ms: Some(until_ms), ..SourceOffset::default() };
+    leave_offset(&topic, &corp.id, &left);
+
+    let mut worker = corp.connect(files, CONNECTOR, &[("media.enable", "false")]).start();
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 700.0);
+    worker.wait_metric("wecom_connector_archive_gaps_total", &[], 1.0);
+    check_schemas(kafka, &corp.topics()[..1]);
+
+    let found = gaps(&corp);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((&found[0]["after_seq"], &found[0]["delivered_until_ms"]), (&json!(50), &json!(until_ms)));
+    let first = read_committed(kafka, &corp.topic())
+        .iter()
+        .filter(|record| header(record, "ce_type") == Some("wecom.archive.message"))
+        .map(|record| header(record, "ce_id").and_then(|seq| seq.parse::<u64>().ok()).expect("a seq"))
+        .min();
+    assert_eq!(found[0]["before_seq"].as_u64(), first);
+    assert!(first > Some(150), "{first:?}: the simulator keeps five of seven days");
+    let (_, status) = worker.get("/connectors/archive/status").expect("an answer");
+    assert!(status.contains("may be lost"), "{status}");
+    assert!(worker.log().contains("a gap in the archive"), "{}", worker.log());
+
+    // Another start goes on behind it and announces nothing again.
+    worker.kill();
+    worker.start_again();
+    worker.wait_ready();
+    worker.wait_metric("wecom_connector_archive_lag_seconds", &[], 0.0);
+    assert_eq!(gaps(&corp).len(), 1);
+}
+
+#[test]
+fn an_archive_that_is_read_in_time_has_no_gap() {
+    let kafka = Kafka::shared();
+    let corp =
+        Corp::new("messages = 300\nhistory_hours = 100.0\nseq_gap_every = 10\nseq_gap = 7\nmix = { text = 1 }", "");
+    let mut worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &[("wecom.page.limit", "20")]).start();
+    worker.wait_metric("wecom_connector_archive_lag_seconds", &[], 0.0);
+    let last: Value = serde_json::from_str(
+        std::fs::read_to_string(corp.expected()).expect("the list").lines().last().expect("a message"),
+    )
+    .expect("JSON");
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], last["seq"].as_f64().expect("a seq"));
+    assert_eq!(gaps(&corp), Vec::<Value>::new());
+    corp.reader(kafka, worker.files(), CONNECTOR, None).check();
+}
+
+/// Moves the offset and gives what the command wrote; panics when it did not do it.
+fn moved(worker: &Worker, command: &str, arguments: &[&str]) -> String {
+    let (code, out, said) = worker.files().run(&["offsets", command], CONNECTOR, arguments);
+    assert_eq!(code, Some(0), "{out}{said}");
+    out
+}
+
+/// Nothing lost, nothing twice but what is marked.
+#[track_caller]
+fn assert_verified(worker: &Worker, code: i32) -> Value {
+    let (found, report, said) = worker.files().verify(CONNECTOR, &["--storage", "none"]);
+    assert_eq!(found, Some(code), "{report:#}{said}");
+    report
+}
+
+#[test]
+fn an_offset_is_moved_by_hand() {
+    let kafka = Kafka::shared();
+    let corp = Corp::new("messages = 300\nmix = { text = 1 }\nbad = [{ kind = \"bad_base64\", seq = [250] }]", "");
+    let files = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &[("wecom.page.limit", "50")]);
+    // Before the first start there is nothing to move, and other connectors are named.
+    let (code, _, said) = files.run(&["offsets", "get"], CONNECTOR, &[]);
+    assert_eq!(code, Some(69), "{said}");
+    let mut worker = files.start();
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 300.0);
+    worker.terminate();
+    assert_verified(&worker, 0);
+
+    // Back by a hundred positions: first said, then done.
+    let said = moved(&worker, "rewind", &["--by", "100", "--dry-run"]);
+    assert!(said.contains("99 messages and 1 dead letters"), "{said}");
+    let offset = stored(&worker);
+    assert_eq!((offset["seq"].as_u64(), offset.get("epoch")), (Some(300), None), "a dry run changes nothing");
+    moved(&worker, "rewind", &["--by", "100"]);
+    assert_eq!(stored(&worker)["seq"], 200);
+    assert_verified(&worker, 0);
+    worker.start_again();
+    worker.wait_metric("wecom_connector_messages_published_total", &[], 99.0);
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 300.0);
+    worker.terminate();
+    let report = assert_verified(&worker, 0);
+    assert_eq!(report["counts"]["messages"]["republished"], 99, "{report:#}");
+
+    // Ahead only when it is meant, and back over what was skipped: that is new, and not marked.
+    let (code, _, said) = worker.files().run(&["offsets", "set"], CONNECTOR, &["--seq", "400"]);
+    assert_eq!(code, Some(64));
+    assert!(said.contains("never would be") && said.contains("--allow-skip"), "{said}");
+    moved(&worker, "set", &["--seq", "400", "--allow-skip"]);
+    moved(&worker, "rewind", &["--to-seq", "300"]);
+    moved(&worker, "reset", &[]);
+    assert_eq!(stored(&worker)["seq"], 0);
+    worker.start_again();
+    worker.wait_metric("wecom_connector_messages_published_total", &[], 299.0);
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 300.0);
+    assert_eq!(worker.terminate().code(), Some(0), "{}", worker.log());
+    assert_verified(&worker, 0);
+
+    // To the first message of a time.
+    let list = std::fs::read_to_string(corp.expected()).expect("the list");
+    let event = read_committed(kafka, &corp.topic());
+    let of_seq = |seq: &str| event.iter().find(|event| header(event, "ce_id") == Some(seq)).expect("an event");
+    let time = header(of_seq("280"), "ce_time").expect("a time").to_owned();
+    moved(&worker, "rewind", &["--to-time", &time]);
+    let to = stored(&worker)["seq"].as_u64().expect("a seq");
+    assert!(to <= 279 && to > 200, "{to} for {time}, which is the time of seq 280 of {}", list.lines().count());
+}
+
+/// The offset as the command tells it.
+fn stored(worker: &Worker) -> Value {
+    let (code, out, said) = worker.files().run(&["offsets", "get"], CONNECTOR, &["--json"]);
+    assert_eq!(code, Some(0), "{said}");
+    serde_json::from_str(&out).expect("JSON")
+}
+
+#[test]
+fn moving_an_offset_ends_the_worker_that_holds_it() {
+    let kafka = Kafka::shared();
+    let corp = Corp::new("messages = 100\nlive_per_second = 20.0\nlive_messages = 100000\nmix = { text = 1 }", "");
+    let mut worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &[("wecom.page.limit", "50")]).start();
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 120.0);
+    moved(&worker, "rewind", &["--to-seq", "60"]);
+    assert_eq!(worker.process().wait(harness::PATIENCE).code(), Some(77), "{}", worker.log());
+    assert!(worker.log().contains("its offset was moved by hand"), "{}", worker.log());
+    assert_eq!(stored(&worker)["seq"], 59);
+    worker.start_again();
+    worker.wait_metric("wecom_connector_messages_published_total", &[], 70.0);
+    worker.terminate();
+    assert_verified(&worker, 0);
+}
+
+#[test]
+fn what_cannot_be_done_with_an_offset_is_said() {
+    let kafka = Kafka::shared();
+    let corp = Corp::new("messages = 20\nmix = { text = 1 }", "");
+    let mut worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &[]).start();
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 20.0);
+    worker.terminate();
+    let stranger = worker.files().folder().join("stranger.properties");
+    let text = std::fs::read_to_string(worker.files().folder().join("archive.properties")).expect("the file");
+    std::fs::write(&stranger, text.replace("name=archive", "name=stranger")).expect("a file");
+
+    for (connector, command, arguments, exit, part) in [
+        (CONNECTOR, "set", &["--seq", "-1"][..], 64, "invalid value"),
+        (CONNECTOR, "set", &["--seq=-1"], 64, "invalid"),
+        (CONNECTOR, "set", &["--seq", "1.5"], 64, "invalid"),
+        (CONNECTOR, "set", &["--seq", "99999999999999999999"], 64, "invalid"),
+        (CONNECTOR, "set", &["--seq", "21"], 64, "--allow-skip"),
+        (CONNECTOR, "rewind", &[], 64, "required"),
+        (CONNECTOR, "rewind", &["--to-seq", "21"], 64, "no record 21 to go back to"),
+        (CONNECTOR, "rewind", &["--to-seq", "0"], 64, "no record 0 to go back to"),
+        (CONNECTOR, "rewind", &["--to-time", "yesterday"], 64, "invalid"),
+        (CONNECTOR, "rewind", &["--to-time", "2990-01-01T00:00:00Z"], 64, "no message of the topic"),
+        (CONNECTOR, "rewind", &["--by", "soon"], 64, "36h"),
+        ("stranger", "get", &[], 64, "there are offsets of: archive ("),
+        ("stranger", "rewind", &["--by", "1"], 64, "there are offsets of: archive ("),
+        ("stranger", "set", &["--seq", "5"], 64, "--allow-skip"),
+        ("nowhere", "get", &[], 64, "nowhere.properties"),
+    ] {
+        let (code, out, said) = worker.files().run(&["offsets", command], connector, arguments);
+        let said = out + &said;
+        assert!(code == Some(exit) && said.contains(part), "{command} {arguments:?} of {connector}: {code:?} {said}");
+    }
+    assert_eq!(stored(&worker)["seq"], 20, "none of it moved the offset");
+}

@@ -1,0 +1,132 @@
+//! The stores, on real parts: a folder and an S3 server. What they answer when something is wrong, too.
+
+#[path = "common/harness.rs"]
+mod harness;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use harness::S3;
+use wecom_connector::config::{Settings, StorageConfig, StorageType};
+use wecom_connector::storage::{PART_BYTES, StorageError, Store};
+
+fn config(kind: StorageType, options: &[(&str, &str)]) -> StorageConfig {
+    let options: BTreeMap<String, String> = options.iter().map(|&(key, value)| (key.into(), value.into())).collect();
+    StorageConfig { kind, prefix: "media".into(), options: Settings(options) }
+}
+
+fn s3(endpoint: &str, bucket: &str, secret_key: &str) -> StorageConfig {
+    let keys = [("access_key_id", S3::ACCESS_KEY), ("secret_access_key", secret_key), ("region", "us-east-1")];
+    config(StorageType::S3, &[&[("endpoint", endpoint), ("bucket", bucket)][..], &keys].concat())
+}
+
+fn folder(path: &Path) -> StorageConfig {
+    config(StorageType::Fs, &[("root", path.to_str().expect("UTF-8"))])
+}
+
+/// Bytes that differ from part to part.
+fn content(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i / 1000 % 251) as u8).collect()
+}
+
+/// Everything that is asked of a store.
+async fn is_a_store(config: &StorageConfig, uri_of_key: &str, read_back: impl Fn(&str) -> Vec<u8>) {
+    let store = Store::open(config).expect("a store");
+    store.check().await.expect("a store that works");
+    assert_eq!(store.uri("media/a b/名.bin"), uri_of_key);
+    assert_eq!(store.length("media/none").await, Ok(None));
+    assert_eq!(store.get("media/none", 10).await, Ok(None));
+    assert_eq!(store.read("media/none", |_| ()).await, Ok(None));
+
+    store.put("media/small", Bytes::from_static(b"0123456789"), "text/plain").await.expect("put");
+    assert_eq!(store.get("media/small", 10).await, Ok(Some(b"0123456789".to_vec())));
+    assert_eq!(store.get("media/small", 9).await, Ok(None), "larger than asked for");
+
+    for length in [0, 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 12_345] {
+        let content = content(length);
+        let key = format!("media/2025/upload-{length}");
+        let mut upload = store.upload(&key, "video/mp4").await.expect("an upload");
+        for piece in content.chunks(512 * 1024) {
+            upload.write(Bytes::copy_from_slice(piece)).await.expect("written");
+            assert_eq!(store.length(&key).await, Ok(None), "unfinished objects are not to be seen");
+        }
+        assert_eq!(upload.finish().await, Ok(length as u64));
+        assert_eq!(store.length(&key).await, Ok(Some(length as u64)));
+        assert!(read_back(&key) == content, "{length} bytes came out otherwise");
+        let mut read = Vec::new();
+        assert_eq!(store.read(&key, |bytes| read.extend_from_slice(bytes)).await, Ok(Some(length as u64)));
+        assert!(read == content, "{length} bytes were read otherwise");
+    }
+
+    // An upload that is called off leaves what was there before.
+    let mut upload = store.upload("media/small", "text/plain").await.expect("an upload");
+    upload.write(content(3 * PART_BYTES).into()).await.expect("written");
+    upload.abort().await;
+    assert_eq!(store.get("media/small", 10).await, Ok(Some(b"0123456789".to_vec())));
+}
+
+fn files(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).expect("readable").map(|entry| entry.expect("an entry").path());
+    entries.map(|path| if path.is_dir() { files(&path) } else { 1 }).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_is_a_store() {
+    let place = tempfile::tempdir().expect("a folder");
+    let root = place.path().canonicalize().expect("a path").join("new folder");
+    let uri = format!(
+        "file://{}/new%20folder/media/a%20b/%E5%90%8D.bin",
+        place.path().canonicalize().expect("a path").display()
+    );
+    is_a_store(&folder(&root), &uri, |key| std::fs::read(root.join(key)).expect("the object")).await;
+    assert_eq!(files(&root.join(".uploads")), 0, "unfinished uploads are cleared");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_s3_server_is_a_store() {
+    let server = S3::start("archive");
+    let config = s3(&server.endpoint(), "archive", S3::SECRET_KEY);
+    let bucket = server.root().join("archive");
+    is_a_store(&config, "s3://archive/media/a%20b/%E5%90%8D.bin", |key| {
+        std::fs::read(bucket.join(key)).expect("the object")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_said_in_words() {
+    let mut server = S3::start("archive");
+    let place = tempfile::tempdir().expect("a folder");
+    let file = place.path().join("file");
+    std::fs::write(&file, b"in the way").expect("written");
+    let unreachable = format!("http://127.0.0.1:{}", harness::free_port());
+    // Settings, what must be said, whether waiting can help.
+    let rows = [
+        (s3(&server.endpoint(), "archive", "wrong"), "access is denied", false),
+        (s3(&unreachable, "archive", S3::SECRET_KEY), "can it be reached", true),
+        (folder(&file), "check storage.path", false),
+    ];
+    for (config, words, is_transient) in rows {
+        let error = match Store::open(&config) {
+            Ok(store) => store.check().await.expect_err("it has to be refused"),
+            Err(error) => error,
+        };
+        println!("{error}");
+        assert!(error.to_string().contains(words), "{error}");
+        assert_eq!(error.is_transient(), is_transient, "{error}");
+    }
+    // A server that goes away under an upload, and comes back: the object is written anew.
+    let store = Store::open(&s3(&server.endpoint(), "archive", S3::SECRET_KEY)).expect("a store");
+    let mut upload = store.upload("media/big", "video/mp4").await.expect("an upload");
+    upload.write(content(2 * PART_BYTES).into()).await.expect("written");
+    server.kill();
+    upload.write(content(PART_BYTES).into()).await.expect_err("nobody is there");
+    upload.abort().await;
+    assert!(matches!(store.check().await, Err(StorageError::Unavailable { .. })));
+    server.start_again();
+    store.check().await.expect("back again");
+    let mut upload = store.upload("media/big", "video/mp4").await.expect("an upload");
+    upload.write(content(2 * PART_BYTES).into()).await.expect("written");
+    assert_eq!(upload.finish().await, Ok(2 * PART_BYTES as u64));
+}
