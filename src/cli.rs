@@ -112,6 +112,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Parses the command line, runs, and says how it ended.
 pub fn run() -> ExitCode {
+    worker::logging::report_panics();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

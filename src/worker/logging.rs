@@ -2,7 +2,7 @@
 //!
 //! The log never stops the worker: a line that can't be written (a full disk, a closed pipe) is lost, and that is all.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write as _};
 use std::panic;
 
 use tracing::{Level, Subscriber};
@@ -35,19 +35,29 @@ pub enum LoggingError {
     Twice,
 }
 
-/// Sends the log of the whole process to stderr, panics included. `level` is checked by [`filter`].
+/// Makes a panic in whatever thread a line of the log, so that JSON stays JSON; before there is a log, a line on stderr.
+///
+/// Only the place is told, and a message without values in it: one that is put together can quote message text or a secret.
+pub fn report_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string);
+        let literal = panic.payload().downcast_ref::<&'static str>();
+        let message = literal.unwrap_or(&"what it says is kept out, because it may quote data");
+        if tracing::dispatcher::has_been_set() {
+            tracing::error!(location, "panic, a defect of this program: {message}");
+        } else {
+            let location = location.unwrap_or_default();
+            let _ = writeln!(io::stderr(), "panic at {location}, a defect of this program: {message}");
+        }
+    }));
+}
+
+/// Sends the log of the whole process to stderr. `level` is checked by [`filter`].
 pub fn init(level: &str, format: LogFormat) -> Result<(), LoggingError> {
     // NO_COLOR: https://no-color.org
     let ansi = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let subscriber = subscriber(filter(level)?, format, ansi, io::stderr);
-    tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Twice)?;
-    // A panic is a line like every other, so that JSON stays JSON. It ends a task, not the worker.
-    panic::set_hook(Box::new(|panic| {
-        let location = panic.location().map(ToString::to_string);
-        let message = panic.payload_as_str().unwrap_or("without a message");
-        tracing::error!(location, "panic, a defect of this program: {message}");
-    }));
-    Ok(())
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Twice)
 }
 
 /// Reads `log.level`: a level, and after commas exceptions as `target=level`, as in `info,librdkafka=debug`.
@@ -179,15 +189,45 @@ mod tests {
         assert!(!text.contains('\u{1b}'), "{text:?}");
     }
 
-    /// Run as a child below, with a stderr that takes nothing.
+    /// Run as a child below.
     #[test]
-    fn log_to_a_stderr_that_fails() {
-        if std::env::var_os("LOG_TO_A_STDERR_THAT_FAILS").is_some() {
-            init("info", LogFormat::Text).expect("set up");
-            tracing::error!("nobody reads this");
-            assert!(panic::catch_unwind(|| panic!("nor this")).is_err());
+    fn a_child_that_logs_and_panics() {
+        if std::env::var_os("A_CHILD_THAT_LOGS_AND_PANICS").is_some() {
+            report_panics();
+            let data = std::hint::black_box("a chat message 密");
+            assert!(panic::catch_unwind(|| panic!("before there is a log")).is_err());
+            assert!(panic::catch_unwind(|| data.split_at(data.len() - 1)).is_err());
+            init("info", LogFormat::Json).expect("set up");
+            tracing::error!("logged");
+            assert!(panic::catch_unwind(|| panic!("after that")).is_err());
+            assert!(panic::catch_unwind(|| data.split_at(data.len() - 1)).is_err());
             println!("still here");
         }
+    }
+
+    fn child(stderr: Stdio) -> (String, String) {
+        let output = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "worker::logging::tests::a_child_that_logs_and_panics", "--nocapture"])
+            .env("A_CHILD_THAT_LOGS_AND_PANICS", "1")
+            .stderr(stderr)
+            .output()
+            .expect("started");
+        let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        assert!(output.status.success() && stdout.contains("still here"), "{stdout}{stderr}");
+        (stdout, stderr)
+    }
+
+    #[test]
+    fn a_panic_says_where_and_quotes_nothing() {
+        let (stdout, stderr) = child(Stdio::piped());
+        let lines: Vec<&str> = stderr.lines().collect();
+        assert!(lines[0].starts_with("panic at src/worker/logging.rs:") && lines[0].ends_with("before there is a log"));
+        let log: Vec<serde_json::Value> =
+            lines[2..].iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(log.len(), 3, "{stderr}");
+        assert!(log[1]["message"].as_str().is_some_and(|said| said.ends_with("after that")), "{stderr}");
+        assert!(log[2]["location"].as_str().is_some_and(|place| place.contains(".rs:")), "{stderr}");
+        assert!(stderr.matches("kept out").count() == 2 && !(stdout + &stderr).contains("chat message"), "{stderr}");
     }
 
     #[test]
@@ -195,14 +235,7 @@ mod tests {
         let full = || Stdio::from(File::options().write(true).open("/dev/full").expect("/dev/full"));
         let closed = || Stdio::from(io::pipe().expect("a pipe").1);
         for stderr in [full(), closed()] {
-            let output = Command::new(std::env::current_exe().expect("this program"))
-                .args(["--exact", "worker::logging::tests::log_to_a_stderr_that_fails", "--nocapture"])
-                .env("LOG_TO_A_STDERR_THAT_FAILS", "1")
-                .stderr(stderr)
-                .output()
-                .expect("started");
-            let stdout = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success() && stdout.contains("still here"), "{stdout}");
+            child(stderr);
         }
     }
 }
