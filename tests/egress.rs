@@ -1,5 +1,7 @@
 //! The way out, with the vendor's own library: who is on the way, what comes back, and who may use it.
 
+#[path = "egress/answers.rs"]
+mod answers;
 #[path = "egress/fake.rs"]
 mod fake;
 #[path = "common/harness.rs"]
@@ -18,7 +20,8 @@ use std::sync::{Arc, Mutex};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::Value;
 
-use fake::{After, Fake, Flaw, Script, TOKEN};
+use answers::{LATE, PAGE, page};
+use fake::{After, Fake, Flaw, TOKEN};
 use harness::{Kafka, PATIENCE, VendorApi, Worker, WorkerFiles, unique, vendor_library, wait_for};
 use wecom_connector::clock::Clock;
 use wecom_connector::egress::{Guard, Pass, Settings};
@@ -29,16 +32,9 @@ const CORP: &str = "ww5ec0000000000001";
 const SECRET: &str = "s3cret-OF-the-archive";
 const GOOD_TOKEN: &str =
     r#"{"errcode":0,"errmsg":"ok","access_token":"t0kenT0KENt0kenT0KENt0kenT0KEN","expires_in":7200}"#;
-const PAGE: &str = r#"{"errcode":0,"errmsg":"ok","chatdata":[]}"#;
-/// [`PAGE`], as a middlebox might send it.
-const GZIPPED_PAGE: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xab\x56\x4a\x2d\x2a\x4a\xce\x4f\x49\x55\xb2\x32\xd0\x01\xb1\x73\x8b\xd3\x95\xac\x94\xf2\xb3\x95\x74\x94\x92\x33\x12\x4b\x52\x12\x4b\x12\x95\xac\xa2\x63\x6b\x01\x0b\x97\x18\x1b\x29\x00\x00\x00";
-const TIMEOUT_MS: u64 = 1_500;
-
-/// A page, as it should be.
-fn page(to: &mut dyn Write) -> std::io::Result<After> {
-    write!(to, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{PAGE}", PAGE.len())?;
-    Ok(After::Keep)
-}
+/// Far off what an answer takes, also on a loaded machine; and what is waited for where none comes.
+const TIMEOUT_MS: u64 = 120_000;
+const SHORT_TIMEOUT_MS: u64 = 1_500;
 
 #[test]
 fn who_is_on_the_way_is_said_and_gets_nothing() {
@@ -50,7 +46,7 @@ fn who_is_on_the_way_is_said_and_gets_nothing() {
         ("not-yet", Flaw::NotYet, &["not trusted", "not valid yet", "clock"]),
         ("wrong-ca", Flaw::WrongCa, &["not trusted", "issuer is unknown", "issued by CN=Other CA", "ca.file"]),
     ];
-    let closed = TcpListener::bind(("127.0.0.1", 0)).expect("a port").local_addr().expect("an address");
+    let closed = SocketAddr::from(([127, 0, 0, 1], harness::free_port()));
     let garbage = server(|stream| drop(stream.write_all(b"SSH-2.0-something\r\n\r\n")));
     let refusing = server(|stream| drop(stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")));
     let mute = server(|_| {});
@@ -164,116 +160,11 @@ async fn answers_reach_the_library_as_they_must() {
         .with_ansi(false)
         .with_writer(move || writer.clone())
         .init();
-    let rows: [(&str, Script, &str); 18] = [
-        ("as it is", page, PAGE),
-        (
-            "in chunks",
-            |to| {
-                let (one, two) = PAGE.split_at(10);
-                write!(to, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{one}\r\n", one.len())?;
-                write!(to, "{:x};x=y\r\n{two}\r\n0\r\ntrailer: 1\r\n\r\n", two.len())?;
-                Ok(After::Keep)
-            },
-            PAGE,
-        ),
-        ("to the connection's end", |to| write!(to, "HTTP/1.1 200 OK\r\n\r\n{PAGE}").map(|()| After::Close), PAGE),
-        ("by HTTP/1.0", |to| write!(to, "HTTP/1.0 200 OK\r\n\r\n{PAGE}").map(|()| After::Close), PAGE),
-        (
-            "cut in a chunk",
-            |to| {
-                write!(to, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n40\r\n{{\"errcode\"")
-                    .map(|()| After::Cut)
-            },
-            "cut",
-        ),
-        (
-            "cut where only the connection's end tells the answer's",
-            |to| write!(to, "HTTP/1.1 200 OK\r\n\r\n{PAGE}").map(|()| After::Cut),
-            "cut",
-        ),
-        (
-            "shorter than it says",
-            |to| write!(to, "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{PAGE}").map(|()| After::Close),
-            "cut",
-        ),
-        (
-            "longer than it says",
-            |to| write!(to, "HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{PAGE}").map(|()| After::Keep),
-            "{\"errcode\":0",
-        ),
-        (
-            "compressed",
-            |to| {
-                write!(
-                    to,
-                    "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n",
-                    GZIPPED_PAGE.len()
-                )?;
-                to.write_all(GZIPPED_PAGE).map(|()| After::Keep)
-            },
-            PAGE,
-        ),
-        (
-            "cut while compressed",
-            |to| {
-                to.write_all(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n")?;
-                to.write_all(&GZIPPED_PAGE[..40]).map(|()| After::Close)
-            },
-            "cut",
-        ),
-        (
-            "no gzip, though it says so",
-            |to| write!(to, "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n{PAGE}").map(|()| After::Close),
-            "cut",
-        ),
-        (
-            "compressed in another way",
-            |to| {
-                write!(to, "HTTP/1.1 200 OK\r\ncontent-encoding: br\r\ncontent-length: 2\r\n\r\nxx")
-                    .map(|()| After::Keep)
-            },
-            "answer",
-        ),
-        (
-            "status 500",
-            |to| write!(to, "HTTP/1.1 500 Error\r\ncontent-length: 4\r\n\r\nwell").map(|()| After::Keep),
-            "500",
-        ),
-        ("no HTTP", |to| to.write_all(b"* OK IMAP4 ready\r\n").map(|()| After::Keep), "cut"),
-        ("nothing", |_| Ok(After::Close), "cut"),
-        (
-            "a head that is too long",
-            |to| {
-                let value = "v".repeat(1_000_000);
-                write!(to, "HTTP/1.1 200 OK\r\nx: {value}\r\ncontent-length: 0\r\n\r\n").map(|()| After::Keep)
-            },
-            "cut",
-        ),
-        (
-            "a head without an end",
-            |to| {
-                to.write_all(b"HTTP/1.1 200 OK\r\n")?;
-                loop {
-                    to.write_all(b"x: y\r\n")?;
-                }
-            },
-            "cut",
-        ),
-        (
-            "no answer in time",
-            |to| {
-                to.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{")?;
-                to.flush()?;
-                std::thread::park();
-                Ok(After::Keep)
-            },
-            "timeout",
-        ),
-    ];
     let mut wrong = Vec::new();
-    for (name, script, told) in rows {
+    for (name, script, told) in answers::ROWS {
         let fake = Fake::start(Flaw::None, GOOD_TOKEN, script);
-        let (client, _) = client(&fake);
+        let timeout_ms = if name == LATE { SHORT_TIMEOUT_MS } else { TIMEOUT_MS };
+        let (client, _) = client_of(&Settings { timeout_ms, ..settings(&fake) });
         let came = match client.get_chat_data(0, 10).await {
             Ok(body) => String::from_utf8_lossy(&body).into_owned(),
             Err(SdkError::Code { code: 10001, cause: Some(cause), .. }) => cause.kind().into_owned(),
@@ -304,10 +195,15 @@ async fn answers_reach_the_library_as_they_must() {
         keeping.get_chat_data(0, 10).await.expect("a page");
     }
     let seen = |count: &std::sync::atomic::AtomicUsize| count.load(Ordering::Relaxed);
-    assert_eq!((seen(&fake.seen.handshakes), seen(&fake.seen.requests)), (1, 11), "connections, requests");
-    assert_eq!((metrics.egress.connections.get(), metrics.egress.connections_reused.get()), (1, 10));
+    let (made, reused) = (metrics.egress.connections.get(), metrics.egress.connections_reused.get());
+    assert_eq!((seen(&fake.seen.handshakes) as u64, seen(&fake.seen.requests) as u64), (made, made + reused));
+    // On a loaded machine a connection can be still in use when the library asks for the next page.
+    assert!(made + reused == 11 && made <= 3, "{made} connections made, {reused} reused");
     assert!(metrics.egress.bytes_sent.get() > seen(&fake.seen.bytes) as u64);
-    let fake = Fake::start(Flaw::None, GOOD_TOKEN, |to| page(to).map(|_| After::Close));
+    let fake = Fake::start(Flaw::None, GOOD_TOKEN, |to| {
+        write!(to, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{PAGE}", PAGE.len())?;
+        Ok(After::Close)
+    });
     let (closing, _) = client(&fake);
     for _ in 0..5 {
         closing.get_chat_data(0, 10).await.expect("a page");
