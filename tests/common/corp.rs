@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use wecom_simulator::archive::Archive;
 use wecom_simulator::scenario::Scenario;
 
-use super::{Kafka, Reader, S3, VendorApi, WorkerFiles, parts, unique};
+use super::{Kafka, PATIENCE, Reader, S3, VendorApi, WorkerFiles, parts, unique};
 
 /// A corp with an archive of its own. Everything about it follows from its scenario.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ impl Corp {
             .option("--corp", &self.id)
             .option("--topic", self.topic())
             .option("--offsets-topic", files.get("offset.storage.topic"))
-            .option("--wait", "120");
+            .option("--wait", PATIENCE.as_secs().to_string());
         match s3 {
             Some(s3) => reader.option("--s3-root", s3.root()),
             None => reader,

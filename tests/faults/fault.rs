@@ -82,6 +82,12 @@ pub enum Fault {
     },
     /// No line of the worker's log can be written.
     FillLog,
+    /// Another member joins the group of the media tasks, takes its share of the requests, and leaves without having done any.
+    /// The worker may be killed in between.
+    Rebalance {
+        duration: Duration,
+        kills: bool,
+    },
     /// The wall clock of the worker is wrong from one moment to the other, and right again.
     StepClock {
         seconds: i64,
@@ -101,7 +107,7 @@ pub enum Role {
 }
 
 /// How often each kind is drawn in so many rounds as the numbers make together.
-const DECK: [(u64, fn(&mut Random) -> Fault); 18] = [
+const DECK: [(u64, fn(&mut Random) -> Fault); 19] = [
     (12, |random| Fault::KillAtPoint { point: point(random, POINTS) }),
     (4, |random| Fault::KillAtPoint { point: point(random, &[("commit_called", 12), ("commit_answered", 12)]) }),
     (6, |random| Fault::KillWorker { after: random.ms(0, 1_500) }),
@@ -122,6 +128,7 @@ const DECK: [(u64, fn(&mut Random) -> Fault); 18] = [
     }),
     (2, |random| Fault::FillStorage { duration: random.ms(500, 4_000) }),
     (1, |_| Fault::FillLog),
+    (2, |random| Fault::Rebalance { duration: random.ms(0, 3_000), kills: random.below(2) == 0 }),
     (2, |random| Fault::StepClock { seconds: random.pick(&STEPS_SECONDS), duration: random.ms(500, 3_000) }),
 ];
 
@@ -225,6 +232,8 @@ impl Fault {
             Fault::FreezeStorage { .. } => "S3 server frozen".into(),
             Fault::FillStorage { .. } => "storage full".into(),
             Fault::FillLog => "disk full for logs".into(),
+            Fault::Rebalance { kills: false, .. } => "rebalance of the media tasks".into(),
+            Fault::Rebalance { .. } => "kill -9 of the worker in a rebalance".into(),
             Fault::StepClock { seconds: ..0, .. } => "clock stepped back".into(),
             Fault::StepClock { .. } => "clock stepped ahead".into(),
         }
