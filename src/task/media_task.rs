@@ -272,7 +272,7 @@ impl<'a, S: ChunkSource> Run<'a, S> {
     fn start_jobs(&mut self, jobs: &mut FuturesUnordered<Work<'a>>) {
         let slots = self.context.config.media_concurrency.max(1);
         while jobs.len() < slots
-            && let Some(job) = self.window.next_job(self.context.now_ms(), slots)
+            && let Some(job) = self.window.next_job(Instant::now(), slots)
         {
             let attempts = self.attempts;
             jobs.push(Box::pin(async move {
@@ -285,7 +285,7 @@ impl<'a, S: ChunkSource> Run<'a, S> {
     /// Makes way for what is finished.
     fn put_back_early(&mut self) {
         let now_ms = self.context.now_ms();
-        for job in self.window.in_the_way(now_ms) {
+        for job in self.window.in_the_way(Instant::now()) {
             let record = self.topics.outgoing(job.request.to_record(now_ms));
             self.window.settle(&job.ticket, Settled { record, end: End::PutBack });
         }
@@ -315,8 +315,10 @@ impl<'a, S: ChunkSource> Run<'a, S> {
         };
         let Received { partition, offset, value, .. } = &received;
         let refusal = match MediaRequest::parse(value) {
-            Ok(request) if request.corp_id == self.context.config.corp_id => {
-                self.window.take(partition, *offset, request);
+            Ok(mut request) if request.corp_id == self.context.config.corp_id => {
+                let config = &self.context.config;
+                let wait = attempt::wait(&mut request, self.context.now_ms(), config.media_retry_delay_ms);
+                self.window.take(partition, *offset, request, Instant::now() + wait);
                 return Ok(());
             }
             Ok(_) => "the request is of another corp",

@@ -122,10 +122,23 @@ fn judge(
 /// When a file that has just failed is tried again: after the pause, which grows, but once more shortly before its deadline.
 fn retry_at_ms(request: &MediaRequest, now_ms: i64, retry_delay_ms: u64) -> i64 {
     let first = i64::try_from(retry_delay_ms).unwrap_or(i64::MAX);
-    let doubled = first.saturating_mul(1 << request.attempts.min(DOUBLINGS_MAX));
-    let delay = doubled.min(first.max(RETRY_DELAY_MAX_MS));
+    let delay = longest_wait_ms(request.attempts.saturating_add(1), first);
     let last_moment = request.deadline_ms.saturating_sub(first);
     now_ms.saturating_add(delay).min(last_moment).max(now_ms.saturating_add(first))
+}
+
+/// How long a request that was tried so often is put back for at the most.
+fn longest_wait_ms(attempts: u32, first: i64) -> i64 {
+    let Some(before) = attempts.checked_sub(1) else { return 0 };
+    first.saturating_mul(1 << before.min(DOUBLINGS_MAX)).min(first.max(RETRY_DELAY_MAX_MS))
+}
+
+/// How long a request has still to wait that was read just now. Its time was told by a clock that may have been set back since:
+/// it is not put back for longer than it would be now.
+pub fn wait(request: &mut MediaRequest, now_ms: i64, retry_delay_ms: u64) -> Duration {
+    let longest = longest_wait_ms(request.attempts, i64::try_from(retry_delay_ms).unwrap_or(i64::MAX));
+    request.not_before_ms = request.not_before_ms.min(now_ms.saturating_add(longest));
+    Duration::from_millis(u64::try_from(request.not_before_ms.saturating_sub(now_ms)).unwrap_or(0))
 }
 
 /// The end of a request that was tried before and whose file is past its deadline: the reason of the last try.
@@ -308,6 +321,33 @@ mod tests {
                 }
                 (verdict, expected) => panic!("{verdict:?} in place of {expected:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_holds_no_file_up() {
+        const YEAR: i64 = 365 * 24 * 3_600_000;
+        // Tries before, how far ahead the request's time is, and what is waited.
+        for (attempts, ahead_ms, waited_ms) in [
+            (0, 0, 0),
+            (0, YEAR, 0),
+            (1, -YEAR, 0),
+            (1, 10_000, 10_000),
+            (1, YEAR, 30_000),
+            (3, 100_000, 100_000),
+            (3, YEAR, 120_000),
+            (99, YEAR, 32 * 60_000),
+            (99, i64::MAX - NOW_MS, 32 * 60_000),
+        ] {
+            let mut request = request(attempts, None, NOW_MS + YEAR);
+            request.not_before_ms = NOW_MS + ahead_ms;
+            let wait_ms = wait(&mut request, NOW_MS, DELAY_MS).as_millis() as i64;
+            assert_eq!(wait_ms, waited_ms, "{attempts} {ahead_ms}");
+            // What is put back unchanged goes on waiting for the same moment.
+            assert_eq!(
+                wait(&mut request, NOW_MS + waited_ms / 2, DELAY_MS).as_millis() as i64,
+                waited_ms - waited_ms / 2
+            );
         }
     }
 

@@ -4,6 +4,7 @@
 //! that after a restart each request is worked on again whose end is not visible, and no other.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
@@ -85,18 +86,24 @@ struct Entry {
 
 #[derive(Debug)]
 enum State {
-    Waiting(Box<MediaRequest>),
-    Working { is_repeat: bool },
+    /// Not to be tried before `due`.
+    Waiting {
+        request: Box<MediaRequest>,
+        due: Instant,
+    },
+    Working {
+        is_repeat: bool,
+    },
     Settled(Box<Settled>),
 }
 
 impl State {
     /// A request that is waited for no longer.
     fn begin(&mut self) -> Option<MediaRequest> {
-        let Self::Waiting(request) = self else { return None };
+        let Self::Waiting { request, .. } = self else { return None };
         let working = Self::Working { is_repeat: request.attempts > 0 };
         match std::mem::replace(self, working) {
-            Self::Waiting(request) => Some(*request),
+            Self::Waiting { request, .. } => Some(*request),
             _ => None,
         }
     }
@@ -126,10 +133,11 @@ impl Window {
         }
     }
 
-    /// Takes up a request. One of a partition that is not ours is dropped: whose it is reads it too.
-    pub fn take(&mut self, partition: &Partition, offset: i64, request: MediaRequest) {
+    /// Takes up a request, which is not to be tried before `due`. One of a partition that is not ours is dropped: whose it is reads
+    /// it too.
+    pub fn take(&mut self, partition: &Partition, offset: i64, request: MediaRequest, due: Instant) {
         let dated_ms = Some(request.dated_ms());
-        self.push(partition, Entry { offset, dated_ms, state: State::Waiting(Box::new(request)) });
+        self.push(partition, Entry { offset, dated_ms, state: State::Waiting { request: Box::new(request), due } });
     }
 
     /// Takes up a record that needs no work.
@@ -146,14 +154,12 @@ impl Window {
     /// Of the requests that are due, the one whose file is lost first. Files that failed before get at most half of the `slots`
     /// while others wait for their first try, and leave one for those that are yet to come: a file that fails for days must not
     /// hold up one that would come at once.
-    pub fn next_job(&mut self, now_ms: i64, slots: usize) -> Option<Job> {
+    pub fn next_job(&mut self, now: Instant, slots: usize) -> Option<Job> {
         let (mut repeats, mut first_tries_wait) = (0, false);
         for entry in self.partitions.values().flat_map(|claimed| &claimed.entries) {
             match &entry.state {
                 State::Working { is_repeat } => repeats += usize::from(*is_repeat),
-                State::Waiting(request) => {
-                    first_tries_wait |= request.attempts == 0 && request.not_before_ms <= now_ms;
-                }
+                State::Waiting { request, due } => first_tries_wait |= request.attempts == 0 && *due <= now,
                 State::Settled(_) => {}
             }
         }
@@ -161,9 +167,7 @@ impl Window {
         let due = self.partitions.iter_mut().flat_map(|(partition, claimed)| {
             let (claim, stop) = (claimed.claim, &claimed.stop);
             claimed.entries.iter_mut().filter_map(move |entry| match &entry.state {
-                State::Waiting(request)
-                    if request.not_before_ms <= now_ms && (request.attempts == 0 || repeats < repeats_max) =>
-                {
+                State::Waiting { request, due } if *due <= now && (request.attempts == 0 || repeats < repeats_max) => {
                     Some((request.deadline_ms, partition, claim, stop, entry))
                 }
                 _ => None,
@@ -176,13 +180,13 @@ impl Window {
 
     /// Requests that are not due and stand before finished ones, to be settled by being put back as they are: what is finished
     /// would have to wait for them. For the sake of requests that are put back themselves no more is moved than is finished.
-    pub fn in_the_way(&mut self, now_ms: i64) -> Vec<Job> {
+    pub fn in_the_way(&mut self, now: Instant) -> Vec<Job> {
         let mut jobs = Vec::new();
         for (partition, claimed) in &mut self.partitions {
             let (mut early, mut finished, mut until) = (0, 0, 0);
             for (position, entry) in claimed.entries.iter().enumerate() {
                 match &entry.state {
-                    State::Waiting(request) if request.attempts > 0 && request.not_before_ms > now_ms => early += 1,
+                    State::Waiting { request, due } if request.attempts > 0 && *due > now => early += 1,
                     State::Settled(settled) if early > 0 => {
                         finished += 1;
                         if settled.end.is_final() || finished >= early {
@@ -190,7 +194,7 @@ impl Window {
                         }
                     }
                     State::Settled(_) => {}
-                    State::Waiting(_) | State::Working { .. } => break,
+                    State::Waiting { .. } | State::Working { .. } => break,
                 }
             }
             for entry in claimed.entries.iter_mut().take(until) {
@@ -272,7 +276,7 @@ impl Claimed {
     fn settled(&self) -> impl Iterator<Item = (i64, &Settled)> {
         self.entries.iter().map_while(|entry| match &entry.state {
             State::Settled(settled) => Some((entry.offset, &**settled)),
-            State::Waiting(_) | State::Working { .. } => None,
+            State::Waiting { .. } | State::Working { .. } => None,
         })
     }
 }

@@ -1,5 +1,8 @@
 //! Orders in which files end, partitions come and go, and slots are given.
 
+use std::sync::LazyLock;
+use std::time::Duration;
+
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -9,15 +12,21 @@ fn partition(number: i32) -> Partition {
     Partition { topic: "requests".into(), number }
 }
 
-fn request(deadline_ms: i64, not_before_ms: i64) -> MediaRequest {
-    tried(0, deadline_ms, not_before_ms)
+/// So many milliseconds after the start of the tests.
+fn at(ms: u64) -> Instant {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    *START + Duration::from_millis(ms)
 }
 
-fn tried(attempts: u32, deadline_ms: i64, not_before_ms: i64) -> MediaRequest {
+fn request(deadline_ms: i64) -> MediaRequest {
+    tried(0, deadline_ms)
+}
+
+fn tried(attempts: u32, deadline_ms: i64) -> MediaRequest {
     serde_json::from_value(json!({
         "schema": "s", "media_id": "m", "corp_id": "ww1", "seq": 1, "msgid": "1", "conversation": "c", "path": "image",
         "media_type": "image", "sdkfileid": "f", "first_seen_ms": 0, "deadline_ms": deadline_ms, "attempts": attempts,
-        "not_before_ms": not_before_ms,
+        "not_before_ms": 0,
     }))
     .expect("a request")
 }
@@ -53,9 +62,9 @@ proptest! {
         window.gained(partition(0));
         let offsets: Vec<i64> = gaps.iter().scan(0, |at, gap| { *at += gap; Some(*at) }).collect();
         for &offset in &offsets {
-            window.take(&partition(0), offset, request(0, 0));
+            window.take(&partition(0), offset, request(0), at(0));
         }
-        let mut jobs: Vec<Job> = std::iter::from_fn(|| window.next_job(0, 1000)).collect();
+        let mut jobs: Vec<Job> = std::iter::from_fn(|| window.next_job(at(0), 1000)).collect();
         prop_assert_eq!(jobs.len(), offsets.len());
         let mut committed = Vec::new();
         let mut finished = Vec::new();
@@ -89,24 +98,24 @@ proptest! {
 fn nothing_of_a_lost_partition_is_committed() {
     let mut window = Window::default();
     window.gained(partition(0));
-    window.take(&partition(0), 5, request(0, 0));
-    let job = window.next_job(0, 1000).expect("a job");
+    window.take(&partition(0), 5, request(0), at(0));
+    let job = window.next_job(at(0), 1000).expect("a job");
     window.lost(&partition(0));
     assert!(job.stop.is_cancelled());
     window.settle(&job.ticket, settled("late"));
     assert_eq!(window.ready(), 0);
     // It comes back and the request with it: the old job's result is still of no use, it may be half of one.
     window.gained(partition(0));
-    window.take(&partition(0), 5, request(0, 0));
+    window.take(&partition(0), 5, request(0), at(0));
     window.settle(&job.ticket, settled("late"));
     assert_eq!(window.ready(), 0);
-    let again = window.next_job(0, 1000).expect("the request again");
+    let again = window.next_job(at(0), 1000).expect("the request again");
     window.settle(&again.ticket, settled("new"));
     assert_eq!(window.batch(10), (vec![&settled("new")], vec![(partition(0), 6)]));
     // What is read of a partition after it was lost is dropped.
     window.lost_all();
-    window.take(&partition(0), 6, request(0, 0));
-    assert!(window.next_job(0, 1000).is_none());
+    window.take(&partition(0), 6, request(0), at(0));
+    assert!(window.next_job(at(0), 1000).is_none());
 }
 
 #[test]
@@ -115,10 +124,10 @@ fn the_file_that_is_lost_first_comes_first() {
     for number in 0..3 {
         window.gained(partition(number));
     }
-    for (number, deadline_ms, not_before_ms) in [(0, 30, 0), (0, 10, 0), (1, 20, 0), (2, 5, 100)] {
-        window.take(&partition(number), deadline_ms, request(deadline_ms, not_before_ms));
+    for (number, deadline_ms, due_ms) in [(0, 30, 0), (0, 10, 0), (1, 20, 0), (2, 5, 100)] {
+        window.take(&partition(number), deadline_ms, request(deadline_ms), at(due_ms));
     }
-    let mut next = |now_ms| window.next_job(now_ms, 1000).map(|job| job.request.deadline_ms);
+    let mut next = |now_ms| window.next_job(at(now_ms), 1000).map(|job| job.request.deadline_ms);
     assert_eq!([next(0), next(0), next(0), next(99), next(100)], [Some(10), Some(20), Some(30), None, Some(5)]);
 }
 
@@ -153,9 +162,9 @@ proptest! {
         for step in steps {
             offset += 1;
             match step {
-                Step::Dead => window.take(&partition(0), offset, tried(1, offset, 0)),
+                Step::Dead => window.take(&partition(0), offset, tried(1, offset), at(0)),
                 Step::Fresh => {
-                    window.take(&partition(0), offset, tried(0, 1_000_000, 0));
+                    window.take(&partition(0), offset, tried(0, 1_000_000), at(0));
                     fresh_waiting += 1;
                 }
                 Step::End(which) if !at_work.is_empty() => {
@@ -164,7 +173,7 @@ proptest! {
                 }
                 Step::End(_) => {}
                 Step::Begin => {
-                    while at_work.len() < slots && let Some(job) = window.next_job(0, slots) {
+                    while at_work.len() < slots && let Some(job) = window.next_job(at(0), slots) {
                         let repeats = at_work.iter().filter(|job| job.request.attempts > 0).count();
                         if job.request.attempts == 0 {
                             fresh_waiting -= 1;
@@ -188,19 +197,19 @@ fn new_files_are_taken_at_once_beside_fifty_dead_ones() {
     window.gained(partition(0));
     window.gained(partition(1));
     for offset in 0..50 {
-        window.take(&partition(0), offset, tried(9, offset, 0));
+        window.take(&partition(0), offset, tried(9, offset), at(0));
     }
-    let dead = std::iter::from_fn(|| window.next_job(0, SLOTS)).count();
+    let dead = std::iter::from_fn(|| window.next_job(at(0), SLOTS)).count();
     assert_eq!(dead, SLOTS - 1, "a slot is left for what comes");
     for offset in 0..5 {
-        window.take(&partition(1), offset, request(1000, 0));
+        window.take(&partition(1), offset, request(1000), at(0));
     }
     for offset in 0..5 {
-        let job = window.next_job(0, SLOTS).expect("a first try");
+        let job = window.next_job(at(0), SLOTS).expect("a first try");
         assert_eq!((&job.ticket.partition, job.ticket.offset), (&partition(1), offset));
         window.settle(&job.ticket, settled(""));
     }
-    assert!(window.next_job(0, SLOTS).is_none());
+    assert!(window.next_job(at(0), SLOTS).is_none());
 }
 
 #[test]
@@ -224,9 +233,9 @@ fn what_is_not_due_is_put_back_when_it_is_in_the_way() {
         let mut window = Window::default();
         window.gained(partition(0));
         for (offset, kind) in (0..).zip(entries.chars()) {
-            window.take(&partition(0), offset, tried(1, 1, if kind == 'e' { 100 } else { 0 }));
+            window.take(&partition(0), offset, tried(1, 1), at(if kind == 'e' { 100 } else { 0 }));
         }
-        let begun = std::iter::from_fn(|| window.next_job(0, 1000));
+        let begun = std::iter::from_fn(|| window.next_job(at(0), 1000));
         for job in begun.collect::<Vec<_>>() {
             match entries.as_bytes()[usize::try_from(job.ticket.offset).expect("an offset")] {
                 b's' => window.settle(&job.ticket, ended("end", STORED)),
@@ -234,14 +243,14 @@ fn what_is_not_due_is_put_back_when_it_is_in_the_way() {
                 _ => {}
             }
         }
-        let moved = window.in_the_way(0);
+        let moved = window.in_the_way(at(0));
         let offsets: Vec<i64> = moved.iter().map(|job| job.ticket.offset).collect();
         assert_eq!(offsets, expected, "{entries}");
         for job in moved {
-            assert_eq!(job.request, tried(1, 1, 100));
+            assert_eq!(job.request, tried(1, 1));
             window.settle(&job.ticket, ended("back", End::PutBack));
         }
-        assert!(window.in_the_way(0).is_empty(), "{entries}: once");
+        assert!(window.in_the_way(at(0)).is_empty(), "{entries}: once");
     }
 }
 
@@ -250,13 +259,13 @@ fn a_partition_is_paused_while_enough_is_at_hand() {
     let mut window = Window::default();
     window.gained(partition(0));
     window.gained(partition(1));
-    window.take(&partition(0), 1, request(0, 100));
+    window.take(&partition(0), 1, request(0), at(100));
     for offset in 0..ENTRIES_MAX as i64 {
         assert_eq!(window.pauses(), (Vec::new(), Vec::new()));
-        window.take(&partition(1), offset, request(0, 0));
+        window.take(&partition(1), offset, request(0), at(0));
     }
     assert_eq!(window.pauses(), (vec![partition(1)], Vec::new()));
-    while let Some(job) = window.next_job(100, 1000) {
+    while let Some(job) = window.next_job(at(100), 1000) {
         window.settle(&job.ticket, settled(""));
     }
     let (_, offsets) = window.batch(1000);
