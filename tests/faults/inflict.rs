@@ -1,12 +1,14 @@
 //! What is done to the stage for each fault.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use super::super::fault::{Fault, LibraryFault, Role};
-use super::super::harness::{Broker, wait_until};
+use super::super::harness::{Broker, repository, wait_until};
 use super::super::proxy::{Mode, Proxy};
 use super::{CONNECTOR, CORP, PUBLISHED, RECOVERY, Stage};
 
@@ -221,6 +223,7 @@ impl Stage {
     fn step_clock(&mut self, seconds: i64, duration: Duration) -> (Instant, f64) {
         self.kill_worker();
         self.clock_behind_s = self.clock_behind_s.max(-seconds);
+        self.clock_ahead_s = self.clock_ahead_s.max(seconds);
         let step = self.worker().files().folder().join("clock-step");
         // At once: half a file is no step, and whoever reads that in the middle of a wait, waits for as long as the step was.
         let set = |seconds: i64| {
@@ -230,8 +233,9 @@ impl Stage {
         };
         set(0);
         let path = step.to_str().expect("a path in UTF-8");
+        let preload = format!("{}:{FAKETIME}", timed_wait(self.worker().files().folder()).display());
         self.worker().start_with(&[
-            ("LD_PRELOAD", FAKETIME),
+            ("LD_PRELOAD", &preload),
             ("FAKETIME_TIMESTAMP_FILE", path),
             ("FAKETIME_NO_CACHE", "1"),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
@@ -267,6 +271,15 @@ impl Stage {
         });
         self.over()
     }
+}
+
+/// What libfaketime lacks, as a shared object in this folder: `tests/data/cnd_timedwait.c`.
+fn timed_wait(folder: &Path) -> PathBuf {
+    let object = folder.join("cnd_timedwait.so");
+    let source = repository().join("tests/data/cnd_timedwait.c");
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&object).arg(source).status().expect("cc");
+    assert!(compiled.success());
+    object
 }
 
 /// Whether a signal has stopped it.

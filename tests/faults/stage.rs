@@ -61,6 +61,8 @@ pub struct Stage {
     faults: u64,
     /// By how many seconds the worker's clock has been behind at most.
     clock_behind_s: i64,
+    /// By how many it has been ahead.
+    clock_ahead_s: i64,
     pub figures: Figures,
 }
 
@@ -89,6 +91,7 @@ impl Stage {
             active: 0,
             faults: 0,
             clock_behind_s: 0,
+            clock_ahead_s: 0,
             figures: Figures::new(seed),
         };
         stage.worker().start_again();
@@ -167,7 +170,10 @@ impl Stage {
         let files = self.workers[self.active].files();
         // It waits for the media as well.
         let reader = self.corp.reader(&self.kafka, files, CONNECTOR, Some(&self.s3));
-        let (is_clean, report) = reader.option("--clock-behind", self.clock_behind_s.to_string()).run();
+        let (is_clean, report) = reader
+            .option("--clock-behind", self.clock_behind_s.to_string())
+            .option("--clock-ahead", self.clock_ahead_s.to_string())
+            .run();
         if !is_clean {
             found.push(report);
         }

@@ -58,6 +58,7 @@ public final class Reader {
               --s3-root FOLDER                where the S3 server keeps its buckets, for s3:// references
               --wait SECONDS                  how long to wait for further references while none comes
               --clock-behind SECONDS          how far the connector's clock may have been behind
+              --clock-ahead SECONDS           how far it may have been ahead
               --property KEY=VALUE            a setting of the Kafka client, as for SASL; may be repeated
               --json                          the report as JSON""";
 
@@ -115,6 +116,7 @@ public final class Reader {
     final Properties client = new Properties();
     final Duration wait;
     final Duration clockBehind;
+    final Duration clockAhead;
     final Map<String, Check> checks = new LinkedHashMap<>();
     final Map<String, Map<String, Long>> counts = new LinkedHashMap<>();
 
@@ -125,6 +127,7 @@ public final class Reader {
         this.options = options;
         wait = Duration.ofSeconds(Long.parseLong(options.getOrDefault("--wait", "0")));
         clockBehind = Duration.ofSeconds(Long.parseLong(options.getOrDefault("--clock-behind", "0")));
+        clockAhead = Duration.ofSeconds(Long.parseLong(options.getOrDefault("--clock-ahead", "0")));
         client.put("bootstrap.servers", option("--bootstrap"));
         client.put("isolation.level", "read_committed");
         client.put("allow.auto.create.topics", "false");
@@ -316,7 +319,7 @@ public final class Reader {
             headers.that(headersAreRight(record, event.fields),
                     () -> "headers of seq " + seq + " " + at(record) + ": " + Arrays.toString(record.headers().toArray()));
             long msgtime = event.fields.path("msgtime_ms").asLong(0);
-            timestamps.that(timestampIsRight(record.timestamp(), msgtime, clockBehind),
+            timestamps.that(timestampIsRight(record.timestamp(), msgtime),
                     () -> "seq " + seq + ": timestamp " + record.timestamp() + " of a message of " + msgtime + " " + at(record));
 
             JsonNode said = expected.get(seq);
@@ -649,17 +652,18 @@ public final class Reader {
     /**
      * The message's time, kept between five days before the pull and the pull; where there is none, the pull's. When that was
      * is not known here, but that it was before now. So a time that was ahead is taken for one only until it has come. The pull's
-     * clock may have been behind by as much as is told.
+     * clock may have been behind or ahead by as much as is told.
      */
-    static boolean timestampIsRight(long timestamp, long msgtime, Duration clockBehind) {
+    boolean timestampIsRight(long timestamp, long msgtime) {
         long now = System.currentTimeMillis();
+        long latest = now + clockAhead.toMillis();
         if (msgtime <= 0 || msgtime > now) {
-            return timestamp <= now;
+            return timestamp <= latest;
         }
         if (timestamp < msgtime && timestamp >= msgtime - clockBehind.toMillis()) {
             return true;
         }
-        return timestamp == msgtime || timestamp > msgtime && timestamp <= now - WINDOW.toMillis();
+        return timestamp == msgtime || timestamp > msgtime && timestamp <= latest - WINDOW.toMillis();
     }
 
     // Kafka
