@@ -328,7 +328,8 @@ impl StorageError {
             ErrorKind::ConfigInvalid => ("the settings are wrong or the bucket is missing; check storage.…", true),
             ErrorKind::NotFound => ("the bucket or folder is missing; make it, or check storage.…", true),
             ErrorKind::PermissionDenied => (
-                "access is denied; check the access keys or the folder's rights: reading, writing and deleting are needed",
+                "access is denied; check the access keys or the folder's rights (reading, writing and deleting are needed), and this \
+                 machine's clock: a signature is good for minutes",
                 true,
             ),
             ErrorKind::Unsupported => ("the store cannot do this", true),
