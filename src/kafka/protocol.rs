@@ -63,7 +63,7 @@ pub enum CommitError {
     /// question, and the offsets tell the answer.
     #[error("the outcome of the transaction is unknown: {0}")]
     Unknown(String),
-    /// The broker knows a newer producer of this `transactional.id`. Either another worker has taken over, or the coordinator has
+    /// The broker knows a newer producer of this `transactional.id`, or may. Either another worker has taken over, or the coordinator has
     /// timed out our own transaction (KIP-588 is not in librdkafka). A commit that was sent before may have come through: the
     /// offsets tell.
     #[error("fenced: {0}")]
@@ -201,7 +201,11 @@ fn not_initialised(error: TransactionError) -> CommitError {
 fn unusable(error: TransactionError) -> CommitError {
     use RDKafkaErrorCode as Code;
     match error.code {
-        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => CommitError::Fenced(error.message),
+        // The last one: a coordinator that is asked to end a transaction while it is fencing the producer fails over that (measured on
+        // Kafka 4.3.1: an IllegalStateException, and UNKNOWN_SERVER_ERROR to us).
+        Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::Unknown => {
+            CommitError::Fenced(error.message)
+        }
         _ => CommitError::Unknown(error.message),
     }
 }
@@ -282,9 +286,11 @@ mod tests {
         Unclear,
         Fatal,
         Fenced,
+        /// The broker has failed itself.
+        ServerError,
         Denied,
     }
-    use Answer::{Again, Denied, Done, Fatal, Fenced, RequiresAbort, Unclear};
+    use Answer::{Again, Denied, Done, Fatal, Fenced, RequiresAbort, ServerError, Unclear};
 
     /// Expects these calls, and answers them like that.
     #[derive(Debug)]
@@ -309,6 +315,7 @@ mod tests {
                 Done => return Ok(()),
                 Again => RDKafkaErrorCode::OperationTimedOut,
                 Fenced => RDKafkaErrorCode::Fenced,
+                ServerError => RDKafkaErrorCode::Unknown,
                 Denied => RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
                 RequiresAbort | Unclear | Fatal => RDKafkaErrorCode::Fail,
             };
@@ -319,7 +326,7 @@ mod tests {
                 code,
                 message: format!("{answer:?}"),
                 retriable: matches!(answer, Again),
-                requires_abort: matches!(answer, RequiresAbort),
+                requires_abort: matches!(answer, RequiresAbort | ServerError),
                 fatal: matches!(answer, Fatal | Fenced),
             })
         }
@@ -380,7 +387,7 @@ mod tests {
         const ALL_SENT: [(&str, Answer); 4] = [SENT[0], SENT[1], SENT[2], ("offsets", Done)];
         type Row = (&'static [(&'static str, Answer)], &'static [(&'static str, Answer)], &'static str, bool);
         // What goes before, the calls of interest, the outcome, and whether the producer lives on.
-        let rows: [Row; 18] = [
+        let rows: [Row; 19] = [
             (&ALL_SENT, &[("commit", Done)], "committed", true),
             (&ALL_SENT, &[("commit", Again), ("commit", Done)], "committed", true),
             (&ALL_SENT, &[("commit", Again), ("commit", Again), ("commit", Again)], "unknown", false),
@@ -388,6 +395,7 @@ mod tests {
             (&ALL_SENT, &[("commit", Unclear)], "unknown", false),
             (&ALL_SENT, &[("commit", Fatal)], "unknown", false),
             (&ALL_SENT, &[("commit", Fenced)], "fenced", false),
+            (&ALL_SENT, &[("commit", ServerError)], "fenced", false),
             (&SENT, &[("offsets", RequiresAbort), ("abort", Done)], "aborted", true),
             (&SENT, &[("offsets", Again), ("offsets", Done), ("commit", Done)], "committed", true),
             (&SENT, &[("offsets", Unclear)], "unknown", false),
