@@ -70,6 +70,18 @@ function = "DecryptData"
 seq = [1500]
 abort = true
 
+# Killed from outside, then lost for once: that is no proof against the message.
+[[fault]]
+function = "DecryptData"
+seq = [1600]
+kill = true
+
+[[fault]]
+function = "DecryptData"
+seq = [1600]
+call = 2
+abort = true
+
 [[fault]]
 function = "GetMediaData"
 call = 20

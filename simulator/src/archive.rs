@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::process::{Signal, getpid, kill_process};
+
 use crate::code::{BAD_KEY, Code, NETWORK, SYSTEM};
 use crate::corp::Corp;
 use crate::fault::{Body, Call, Fault, Function};
@@ -272,6 +274,10 @@ impl Archive {
         }
         if fault.abort {
             std::process::abort();
+        }
+        if fault.kill {
+            // A process can always signal itself.
+            let _ = kill_process(getpid(), Signal::KILL);
         }
         if fault.hang {
             loop {

@@ -57,6 +57,9 @@ pub struct Fault {
     /// Abort the process.
     #[serde(default)]
     pub abort: bool,
+    /// Kill the process, as the system does that has no memory left.
+    #[serde(default)]
+    pub kill: bool,
     /// `GetChatData`: try all of this, and answer with what came of it in place of a page. For tests of whoever keeps the library in.
     #[serde(default)]
     pub probe: Vec<Attempt>,
@@ -163,6 +166,7 @@ impl Fault {
             || self.code.is_some()
             || self.hang
             || self.abort
+            || self.kill
             || self.stdout.is_some()
             || self.stderr.is_some()
     }
@@ -175,6 +179,7 @@ impl Fault {
             || self.refuse_token
             || self.hang
             || self.abort
+            || self.kill
             || !self.probe.is_empty()
             || self.lose_bytes.is_some()
             || self.corrupt
@@ -204,6 +209,7 @@ impl Fault {
             self.refuse_token,
             self.hang,
             self.abort,
+            self.kill,
             !self.probe.is_empty(),
             self.short_chunk_bytes.is_some(),
             self.lose_bytes.is_some(),
@@ -212,7 +218,9 @@ impl Fault {
         let aside = self.slow_ms > 0 || self.stdout.is_some() || self.stderr.is_some();
         match answers.iter().filter(|present| **present).count() {
             0 if !aside => {
-                return Err("it does nothing: give one of code, errcode, body, hang, abort, slow_ms, …".to_owned());
+                return Err(
+                    "it does nothing: give one of code, errcode, body, hang, abort, kill, slow_ms, …".to_owned()
+                );
             }
             0 | 1 => {}
             _ => return Err("it does several things at once: give one effect a fault".to_owned()),

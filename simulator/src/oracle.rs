@@ -133,7 +133,7 @@ fn outcome(corp: &Corp, faults: &[Fault], seq: u64, bad: Option<BadRecord>) -> E
         Some(BadRecord::GarbageCiphertext | BadRecord::NotJson) | None => {}
     }
     match permanent(corp, faults, Function::DecryptData, seq) {
-        Some(fault) if fault.abort || fault.hang => Expect::SdkCrash,
+        Some(fault) if fault.abort || fault.kill || fault.hang => Expect::SdkCrash,
         Some(fault) if fault.code.is_some() => Expect::Decrypt,
         _ if bad == Some(BadRecord::GarbageCiphertext) => Expect::Decrypt,
         _ if bad == Some(BadRecord::NotJson) => Expect::NotJson,

@@ -170,7 +170,8 @@ impl SdkClient {
     /// Decrypts messages; results are in the order of `messages`, one for each.
     ///
     /// A message under which the host dies or hangs is tried once more, alone in a fresh host, and is
-    /// [`DecryptError::Crash`] if that one dies too. The others are not touched by it.
+    /// [`DecryptError::Crash`] if that one dies too. The others are not touched by it. A host that is killed from outside, as by a
+    /// system without memory, says nothing of the message, unless that happens again and again.
     pub async fn decrypt(&self, messages: &[SealedMessage]) -> Result<Vec<Result<Vec<u8>, DecryptError>>, SdkError> {
         let mut results = Vec::with_capacity(messages.len());
         while results.len() < messages.len() {
@@ -178,7 +179,7 @@ impl SdkClient {
             if let Err(death) = self.decrypt_in_order(&host, messages, &mut results).await {
                 let suspect = &messages[results.len()..][..1];
                 tracing::warn!(host = host.id, %death, "the SDK host is lost in a decryption; the message it was at is tried alone");
-                results.push(self.decrypt_alone(suspect).await?);
+                results.push(self.decrypt_alone(suspect, &death).await?);
             }
         }
         Ok(results)
@@ -214,22 +215,27 @@ impl SdkClient {
         Ok(())
     }
 
-    /// One message in a host of its own: whatever happens to that host is the message's doing, unless it was killed from
-    /// outside.
-    async fn decrypt_alone(&self, message: &[SealedMessage]) -> Result<Result<Vec<u8>, DecryptError>, SdkError> {
-        let mut last = String::new();
+    /// One message in a host of its own, after a host with others has died of `first`. Two deaths of its own doing are proof.
+    async fn decrypt_alone(
+        &self,
+        message: &[SealedMessage],
+        first: &Death,
+    ) -> Result<Result<Vec<u8>, DecryptError>, SdkError> {
+        let proof = |death: &Death| u32::from(!matches!(death, Death::Killed(_)));
+        let (mut proofs, mut last) = (proof(first), String::new());
         for _ in 0..CONFIRMATIONS_MAX {
             let host = self.fresh_host().await?;
             let mut results = Vec::new();
-            match self.decrypt_in_order(&host, message, &mut results).await {
-                Ok(()) => return results.pop().ok_or_else(|| SdkError::Unavailable("no answer".into())),
-                Err(Death::Killed(reason)) => last = reason,
-                Err(death) => {
-                    self.forgive().await;
-                    return Ok(Err(DecryptError::Crash(death.to_string())));
-                }
+            let Err(death) = self.decrypt_in_order(&host, message, &mut results).await else {
+                return results.pop().ok_or_else(|| SdkError::Unavailable("no answer".into()));
+            };
+            proofs += proof(&death);
+            last = death.to_string();
+            if proofs == 2 {
+                break;
             }
         }
+        self.forgive().await;
         Ok(Err(DecryptError::Crash(last)))
     }
 
