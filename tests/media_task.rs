@@ -19,7 +19,7 @@ use wecom_connector::archive::WINDOW_MS;
 use wecom_connector::kafka::group::{Change, GroupConsumer};
 use wecom_connector::kafka::{Batch, BatchBytes, CommitError, Committer, OutgoingRecord};
 use wecom_connector::task::{TaskError, media_task};
-use world::{Committed, Files, Gate, World, leave};
+use world::{Committed, EARLY_MS, Files, Gate, World, leave};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_request_ends_in_one_reference_event() {
@@ -98,7 +98,7 @@ async fn requests_are_kept_for_a_week() {
 /// one does not wait for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_not_due_makes_way() {
-    let world = Arc::new(World::new(Kafka::shared(), 1));
+    let world = Arc::new(World::with_retry_delay(Kafka::shared(), 1, EARLY_MS.unsigned_abs()));
     wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
     let retries = world.context.config.media_retries_topic.clone();
     let (early, ids) = (world.request("early:1"), ["due:2".to_owned(), "due:3".to_owned()]);

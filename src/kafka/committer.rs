@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::executor::block_on;
 use rdkafka::consumer::ConsumerGroupMetadata;
@@ -12,7 +13,7 @@ use rdkafka::{ClientConfig, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot};
 
 use super::client::{ClientKind, Clients};
-use super::protocol::{CommitError, TransactionalProducer};
+use super::protocol::{CommitError, PATIENCE, TransactionalProducer};
 use super::transaction::RdkafkaClient;
 
 /// One record to be produced. The partition is chosen by the Java client's partitioner (murmur2 of the key).
@@ -57,6 +58,10 @@ pub struct BatchBytes {
 #[derive(Debug)]
 pub struct Committer {
     batches: mpsc::Sender<(Batch, oneshot::Sender<Result<(), CommitError>>)>,
+    /// After so long the coordinator has ended the transaction, whatever the client waits for. librdkafka 2.12 can wait for ever in
+    /// `send_offsets_to_transaction`: by its source it asks for a coordinator again only when a broker's state changes, and looks at
+    /// no time limit. Measured is a media task that stood still for four minutes after its coordinator was killed.
+    answer_timeout: Duration,
 }
 
 impl Committer {
@@ -112,23 +117,46 @@ impl Committer {
             })
             .map_err(|error| CommitError::Unknown(error.to_string()))?;
         start.await.unwrap_or_else(|_| Err(CommitError::Unknown("the producer's thread ended".into())))?;
-        Ok(Self { batches })
+        Ok(Self { batches, answer_timeout: Duration::from_millis(transaction_timeout_ms) + PATIENCE })
     }
 
     /// Commits one batch in one transaction. Batches are committed in the order of the calls.
     ///
     /// After any error but [`CommitError::Aborted`] this committer is of no more use; now and then not after that one either, and
-    /// says so with the next batch.
+    /// says so with the next batch. A producer whose client does not answer is left to itself: its successor fences it.
     pub async fn commit(&self, batch: Batch) -> Result<(), CommitError> {
         let gone = || CommitError::Unknown("the producer has ended".into());
         let (answer, result) = oneshot::channel();
-        self.batches.send((batch, answer)).await.map_err(|_| gone())?;
-        result.await.unwrap_or_else(|_| Err(gone()))
+        let answered = async {
+            self.batches.send((batch, answer)).await.map_err(|_| gone())?;
+            result.await.unwrap_or_else(|_| Err(gone()))
+        };
+        tokio::time::timeout(self.answer_timeout, answered).await.unwrap_or_else(|_| {
+            Err(CommitError::Unknown(format!("the Kafka client has not answered within {:?}", self.answer_timeout)))
+        })
     }
 }
 
 fn default(config: &mut ClientConfig, key: &str, value: &str) {
     if config.get(key).is_none() {
         config.set(key, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_never_answers_is_not_waited_for() {
+        let (batches, mut queue) = mpsc::channel(1);
+        let committer = Committer { batches, answer_timeout: Duration::from_millis(10) };
+        // Whoever is stuck keeps the batch in hand, and takes no other one.
+        let stuck = tokio::spawn(async move { (queue.recv().await, std::future::pending::<()>().await) });
+        for _ in 0..3 {
+            let committed = committer.commit(Batch::default()).await;
+            assert_eq!(committed, Err(CommitError::Unknown("the Kafka client has not answered within 10ms".into())));
+        }
+        stuck.abort();
     }
 }

@@ -10,7 +10,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::committer::{Batch, GroupOffsets, OutgoingRecord};
 
 /// How long a call is made again when the client says that this helps.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pause before a call is made again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);

@@ -118,7 +118,9 @@ pub async fn run_with(
     if tokio::time::timeout(CLEANUP_TIMEOUT, cleaned_up).await.is_err() {
         tracing::warn!("uploads that were called off may have left parts in the store");
     }
-    run.consumer.close().await;
+    if tokio::time::timeout(CLEANUP_TIMEOUT, run.consumer.close()).await.is_err() {
+        tracing::warn!("the consumer has not ended in time and is left to itself");
+    }
     result
 }
 

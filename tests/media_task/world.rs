@@ -124,8 +124,15 @@ pub struct Committed {
 
 pub type Task = (JoinHandle<Result<(), TaskError>>, CancellationToken);
 
+/// How much later a request of the kind "early" is to be tried.
+pub const EARLY_MS: i64 = 30 * 60 * 1_000;
+
 impl World {
     pub fn new(kafka: &Kafka, partitions: u32) -> World {
+        World::with_retry_delay(kafka, partitions, 1_000)
+    }
+
+    pub fn with_retry_delay(kafka: &Kafka, partitions: u32, retry_delay_ms: u64) -> World {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name).display().to_string();
         let keys = GenerateArgs { out: PathBuf::from(path("keys")), key_version: Some(1) };
@@ -139,7 +146,7 @@ impl World {
         let connector = format!(
             "name=archive\nwecom.corp.id=ww1\nwecom.secret=s\nwecom.private.keys.dir={}\n\
              topic={group}.messages\nstorage.type=fs\nstorage.path={}\nstorage.prefix=media\ntasks.max=4\n\
-             media.concurrency=3\nmedia.retry.delay.ms=1000\ntopic.creation.default.partitions={partitions}\n\
+             media.concurrency=3\nmedia.retry.delay.ms={retry_delay_ms}\ntopic.creation.default.partitions={partitions}\n\
              topic.creation.default.replication.factor=1\n\
              consumer.override.session.timeout.ms=6000\nconsumer.override.max.poll.interval.ms=6000\n\
              consumer.override.heartbeat.interval.ms=500\n",
@@ -208,7 +215,7 @@ impl World {
                 _ => WINDOW_MS,
             };
         let attempts = u32::from(matches!(kind, "late" | "early" | "due"));
-        let not_before_ms = if kind == "early" { now_ms + WINDOW_MS / 2 } else { now_ms };
+        let not_before_ms = if kind == "early" { now_ms + EARLY_MS } else { now_ms };
         let request = json!({
             "schema": "urn:wecom-connector:media-request:1", "media_id": md5_of(id.as_bytes()), "corp_id": "ww1", "seq": 1,
             "msgid": id, "msgtype": "file", "conversation": format!("room-{}", id.len()), "path": "/file/sdkfileid",
