@@ -9,8 +9,8 @@ use rdkafka::message::Message as _;
 use serde_json::Value;
 
 use harness::{
-    Corp, FILES, Fault, Kafka, PAGES, S3, SASL_PASSWORD, SASL_USER, TOKENS, Worker, WorkerFiles, check_schemas, header,
-    read_committed, unique, wait_until,
+    Corp, FILES, Fault, Kafka, PAGES, PATIENCE, S3, SASL_PASSWORD, SASL_USER, TOKENS, Worker, WorkerFiles,
+    check_schemas, header, read_committed, unique, wait_until,
 };
 
 const CONNECTOR: &str = "archive";
@@ -126,6 +126,16 @@ fn everything_arrives_once() {
     worker.wait_ready();
     wait_committed(&mut worker, LAST_SEQ);
     corp.reader(kafka, worker.files(), CONNECTOR, None).check();
+}
+
+#[test]
+fn a_host_whose_library_hangs_at_its_start_ends_with_its_worker() {
+    let hang = "[[fault]]\nname = \"init\"\nfunction = \"Init\"\nhang = true\ntimes = \"always\"";
+    let corp = Corp::new("messages = 3", hang);
+    let mut worker = corp.connect(WorkerFiles::new(Kafka::shared()), CONNECTOR, &[]).worker();
+    worker.start_again();
+    wait_until("the library to hang", PATIENCE, || corp.strikes("init") > 0 && !worker.sdk_hosts().is_empty());
+    worker.kill();
 }
 
 /// A part of [`EVERYTHING`] that is big enough for several pages and for files of several pieces.
@@ -265,7 +275,7 @@ fn media_go_to_an_s3_server_through_kills_of_it() {
     let mut worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &storage).start();
     worker.wait_metric("wecom_connector_media_total", &[("status", "stored")], 20.0);
     s3.kill();
-    wait_until("a status that tells of the storage", harness::PATIENCE, || {
+    wait_until("a status that tells of the storage", PATIENCE, || {
         worker.get("/connectors/archive/status").is_some_and(|(_, status)| status.contains("media wait"))
     });
     s3.start_again();
@@ -300,7 +310,7 @@ fn kafka_asks_for_a_password_over_tls() {
 
         let mut worker = files("wrong").start();
         let refused = || worker.log().contains("does not let this worker in");
-        wait_until("a log line that says that the password is refused", harness::PATIENCE, refused);
+        wait_until("a log line that says that the password is refused", PATIENCE, refused);
         assert_ne!(worker.get("/readyz").expect("an answer").0, 200);
         worker.kill();
     }
@@ -318,7 +328,7 @@ fn a_second_worker_takes_over_and_the_first_says_so() {
         .set("group.id", &same("group.id"))
         .set("offset.storage.topic", &same("offset.storage.topic"));
     let mut second = connect(second).start();
-    let status = first.process().wait(harness::PATIENCE);
+    let status = first.process().wait(PATIENCE);
     assert_eq!(status.code(), Some(77), "{}", first.log());
     assert!(first.log().contains("another worker runs connector"), "{}", first.log());
     wait_committed(&mut second, 1000.0);
@@ -331,7 +341,7 @@ fn a_bad_record_stops_where_none_is_tolerated() {
     let corp = Corp::new("messages = 300\nbad = [{ kind = \"garbage_ciphertext\", seq = [250] }]", "");
     let more = [("errors.tolerance", "none"), ("wecom.page.limit", "100")];
     let mut worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &more).start();
-    let status = worker.process().wait(harness::PATIENCE);
+    let status = worker.process().wait(PATIENCE);
     assert_eq!(status.code(), Some(65), "{}", worker.log());
     assert!(worker.log().contains("seq 250 is bad"), "{}", worker.log());
 
@@ -354,9 +364,9 @@ fn falling_behind_is_told_before_it_is_a_loss() {
         status["connector"]["trace"].as_str().is_some_and(|trace| trace.contains("not yet delivered"))
     };
     worker.wait_ready();
-    wait_until("a status that warns", harness::PATIENCE, || warns(&worker));
+    wait_until("a status that warns", PATIENCE, || warns(&worker));
     wait_committed(&mut worker, 100.0);
-    wait_until("a status that has taken it back", harness::PATIENCE, || !warns(&worker));
+    wait_until("a status that has taken it back", PATIENCE, || !warns(&worker));
     assert!(worker.log().contains("has caught up"), "{}", worker.log());
 }
 
@@ -454,7 +464,7 @@ fn a_second_signal_leaves_at_once() {
     let mut worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &more).start();
     wait_committed(&mut worker, 200.0);
     worker.process().signal(rustix::process::Signal::TERM);
-    wait_until("a log line that it is leaving", harness::PATIENCE, || worker.log().contains("leaving"));
+    wait_until("a log line that it is leaving", PATIENCE, || worker.log().contains("leaving"));
     worker.process().signal(rustix::process::Signal::TERM);
-    assert_eq!(worker.process().wait(harness::PATIENCE).code(), Some(75), "{}", worker.log());
+    assert_eq!(worker.process().wait(PATIENCE).code(), Some(75), "{}", worker.log());
 }

@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use rustix::process::Signal;
 
@@ -27,7 +27,8 @@ pub fn run() -> io::Result<()> {
     socket.peer_addr().map_err(|error| {
         io::Error::new(error.kind(), "sdk-host is started by the worker itself, with a socket as its standard input")
     })?;
-    let host = Arc::new(Host { writer: Mutex::new(socket.try_clone()?), session: RwLock::new(None) });
+    let host =
+        Arc::new(Host { writer: Mutex::new(socket.try_clone()?), loaded: OnceLock::new(), session: RwLock::new(None) });
     let mut buffer = Vec::new();
     loop {
         match frame::read(&socket, &mut buffer) {
@@ -35,12 +36,14 @@ pub fn run() -> io::Result<()> {
             // Threads may be inside the library: nothing of it is to run on the way out.
             Ok(false) | Err(_) => die(),
         }
-        // The library is opened on this thread: all that come after it share what it has given up.
-        if !host.is_open() {
-            if host.serve(&buffer).is_err() {
-                die();
+        // The library is loaded on this thread: all that come after it share what it has given up. It is called on others, so that
+        // this one sees the worker go away whatever the library does.
+        if host.loaded.get().is_none() {
+            match host.load(&buffer) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(_) => die(),
             }
-            continue;
         }
         let call = buffer.clone();
         let host = host.clone();
@@ -61,7 +64,14 @@ fn die() -> ! {
 
 struct Host {
     writer: Mutex<UnixStream>,
+    loaded: OnceLock<Loaded>,
     session: RwLock<Option<Session>>,
+}
+
+/// The library, before it is called, and what could not be had to keep it in.
+struct Loaded {
+    library: Arc<Library>,
+    unconfined: Vec<String>,
 }
 
 /// The open library and its current sdk object.
@@ -74,6 +84,22 @@ struct Session {
 }
 
 impl Host {
+    /// Loads the library that the first request names, and shuts it in. Whether that went well; if not, it is answered.
+    fn load(&self, bytes: &[u8]) -> io::Result<bool> {
+        let frame::Frame { call, body } = frame::decode::<Request<'_>>(bytes)?;
+        let Request::Open(account) = body else { return Err(io::Error::other("the worker opens the library first")) };
+        match Library::load(account.library.as_deref()) {
+            Ok(library) => {
+                let unconfined = confinement::shut_in(account.guard_port, library.is_simulator());
+                Ok(self.loaded.set(Loaded { library, unconfined }).is_ok())
+            }
+            Err(error) => {
+                self.answer(call, Response::CannotOpen { reason: error.to_string() })?;
+                Ok(false)
+            }
+        }
+    }
+
     /// Serves one request; an error means that the worker cannot be talked to.
     fn serve(&self, bytes: &[u8]) -> io::Result<()> {
         let frame::Frame { call, body } = frame::decode::<Request<'_>>(bytes)?;
@@ -111,27 +137,19 @@ impl Host {
         }
     }
 
-    fn is_open(&self) -> bool {
-        self.session.read().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
     fn session(&self) -> io::Result<Session> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
         session.clone().ok_or_else(|| io::Error::other("the worker opens the library first"))
     }
 
     fn open(&self, account: Account) -> Response {
-        let mut session = self.session.write().unwrap_or_else(PoisonError::into_inner);
-        let (library, unconfined) = match session.take() {
-            Some(session) => (session.library, Vec::new()),
-            None => match Library::load(account.library.as_deref()) {
-                Ok(library) => {
-                    let unconfined = confinement::shut_in(account.guard_port, library.is_simulator());
-                    (library, unconfined)
-                }
-                Err(error) => return Response::CannotOpen { reason: error.to_string() },
-            },
+        let Some(Loaded { library, unconfined }) = self.loaded.get() else {
+            return Response::CannotOpen { reason: "it is not loaded".into() };
         };
+        let (library, unconfined) = (library.clone(), unconfined.clone());
+        let mut session = self.session.write().unwrap_or_else(PoisonError::into_inner);
+        // The old object goes before the new one comes.
+        drop(session.take());
         let network = Network {
             proxy: CString::new(account.proxy.as_str()).unwrap_or_default(),
             proxy_password: CString::new(account.proxy_password.as_str()).unwrap_or_default(),
