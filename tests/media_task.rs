@@ -6,7 +6,6 @@ mod harness;
 #[path = "media_task/world.rs"]
 mod world;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -261,52 +260,6 @@ async fn a_member_knows_whether_it_is_replaced() {
     assert!(!second.is_replaced(Duration::from_secs(2)).await);
     first.close().await;
     second.close().await;
-}
-
-/// A member that starts anew while its partitions move to another: each partition still has an owner.
-#[tokio::test(flavor = "multi_thread")]
-async fn no_partition_is_nobodys_after_a_restart_in_a_rebalance() {
-    const PARTITIONS: u32 = 8;
-    let world = Arc::new(World::new(Kafka::shared(), PARTITIONS));
-    wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
-    let topic = &world.context.config.media_requests_topic;
-    let group = unique("group");
-    let join = |member| GroupConsumer::join(&world.context.clients, &group, member, &[topic]).expect("a consumer");
-    let first = join("first");
-    assert!(
-        is_told(&first, PATIENCE, |change| matches!(change, Change::Gained(all) if all.len() == PARTITIONS as usize))
-            .await
-    );
-    let second = join("second");
-    // Nobody polls the first one. Were the assignment cooperative, the group would go on with partitions that are nobody's yet.
-    is_told(&second, Duration::from_secs(6), |change| matches!(change, Change::Gained(_))).await;
-    drop(first);
-    let first = join("first");
-    let values: Vec<Vec<u8>> = (0..200).map(|number| format!("{number}").into_bytes()).collect();
-    world.publish(values).await;
-    let mut owned = BTreeSet::new();
-    let all_owned = async {
-        while owned.len() < PARTITIONS as usize {
-            let received = tokio::select! {
-                received = first.receive() => received,
-                received = second.receive() => received,
-            };
-            owned.extend(received.ok().map(|received| received.partition.number));
-        }
-    };
-    assert!(tokio::time::timeout(PATIENCE, all_owned).await.is_ok(), "only these partitions are read: {owned:?}");
-    first.close().await;
-    second.close().await;
-}
-
-/// Polls until the consumer is told of such a change; whether it was, within this time.
-async fn is_told(consumer: &GroupConsumer, within: Duration, is_it: impl Fn(&Change) -> bool) -> bool {
-    let told = async {
-        while !consumer.changes().iter().any(&is_it) {
-            let _ = tokio::time::timeout(Duration::from_millis(20), consumer.receive()).await;
-        }
-    };
-    tokio::time::timeout(within, told).await.is_ok()
 }
 
 /// A producer of the same name that was fenced by mistake (the start of a worker that has ended since, a coordinator's time-out)

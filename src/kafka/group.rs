@@ -94,10 +94,9 @@ impl GroupConsumer {
             .set("auto.offset.reset", "earliest")
             // Also makes the group's offsets wait for a transaction that is still open (KIP-447).
             .set("isolation.level", "read_committed")
-            // Not cooperative: there a partition that moves belongs to nobody until its old owner has joined once more. An owner
-            // with a name that starts anew in between is given back what it has without that (KIP-345), and the partition stays
-            // nobody's until the group changes again (measured on Kafka 4.3.1).
-            .set("partition.assignment.strategy", "roundrobin");
+            // A member that comes or goes takes from the others only what moves. Known: an owner that starts anew while partitions move
+            // away from it leaves them to nobody until the group changes again (KIP-345; seen on Kafka 4.3.1).
+            .set("partition.assignment.strategy", "cooperative-sticky");
         let refused = |error: KafkaError| {
             GroupError::Configuration(format!("the Kafka consumer's settings are refused: {error}"))
         };
