@@ -12,8 +12,6 @@ pub struct Figures {
     faults: BTreeMap<String, u64>,
     /// Processes that were killed, by kind.
     kills: BTreeMap<&'static str, u64>,
-    /// How often two workers ended each other, and one was started again.
-    pub both_ended: u64,
     recoveries: Vec<Duration>,
     /// Resident bytes and open files of the worker after each round.
     sizes: Vec<(u64, u64)>,
@@ -32,7 +30,6 @@ impl Figures {
             rounds: 0,
             faults: BTreeMap::new(),
             kills: BTreeMap::new(),
-            both_ended: 0,
             recoveries: Vec::new(),
             sizes: Vec::new(),
             judgements: 0,
@@ -83,7 +80,6 @@ impl fmt::Display for Figures {
         for (whom, count) in &self.kills {
             writeln!(f, "  {count:5}  {whom}")?;
         }
-        writeln!(f, "workers that ended each other: {}", self.both_ended)?;
         let (half, most, all) = (percentile(0.5), percentile(0.99), percentile(1.0));
         writeln!(f, "time to recover: p50 {half:.2} s, p99 {most:.2} s, longest {all:.2} s")?;
         if let (Some(first), Some(last)) = (self.sizes.first(), self.sizes.last()) {

@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use super::super::fault::{Fault, LibraryFault, Role};
 use super::super::harness::{Broker, repository, wait_until};
 use super::super::proxy::{Mode, Proxy};
-use super::{CONNECTOR, CORP, FENCED, PUBLISHED, RECOVERY, Stage};
+use super::{CONNECTOR, CORP, PUBLISHED, RECOVERY, Stage};
 
 /// How long a stranger in the media tasks' group waits for a record.
 const LOOK: Duration = Duration::from_millis(20);
@@ -185,7 +185,7 @@ impl Stage {
         let status = worker.process().wait(RECOVERY);
         assert_eq!(
             status.code(),
-            Some(FENCED),
+            Some(77),
             "a worker whose place was taken ended as {status}:\n{}",
             tail(&worker.log())
         );

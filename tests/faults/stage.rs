@@ -46,9 +46,6 @@ const RECOVERY: Duration = Duration::from_secs(240);
 /// The exit code of a `verify` that could not be done.
 const CANNOT_LOOK: i32 = 69;
 
-/// The exit code of a worker whose place was taken.
-const FENCED: i32 = 77;
-
 const PUBLISHED: &str = "wecom_connector_messages_published_total";
 
 #[derive(Debug)]
@@ -114,23 +111,13 @@ impl Stage {
 
     /// Waits until the running worker has published more.
     fn wait_published(&mut self, before: f64) {
-        let mut before = before;
+        let worker = self.worker();
         wait_for("the worker to pull and commit again", RECOVERY, || {
-            if self.start_if_ended() {
-                before = 0.0;
+            if let Some(status) = worker.process().exited() {
+                panic!("the worker ended: {status}");
             }
-            self.worker().metric(PUBLISHED, &[]).filter(|now| *now > before)
+            worker.metric(PUBLISHED, &[]).filter(|now| *now > before)
         });
-    }
-
-    /// Two workers that were at it at once may have ended each other (README, *Limits*): one has to be started again then, as
-    /// somebody would. It is counted. Any other end is none that a worker may have.
-    fn start_if_ended(&mut self) -> bool {
-        let Some(status) = self.worker().process().exited() else { return false };
-        assert_eq!(status.code(), Some(FENCED), "the worker ended: {status}");
-        self.figures.both_ended += 1;
-        self.worker().start_again();
-        true
     }
 
     /// Waits until the media task of the running worker has committed something new: then it is not just being started again.
@@ -171,7 +158,6 @@ impl Stage {
     /// Lets the traffic end, waits until all of it has arrived, judges all that was ever published, and lets it go on. Gives what
     /// was found: nothing, if all is well.
     pub fn judge(&mut self) -> Vec<String> {
-        self.start_if_ended();
         let mut live = self.said() - MESSAGES;
         loop {
             live += 5 * LIVE_PER_SECOND;
