@@ -10,12 +10,14 @@ pub mod reader;
 pub mod replayed;
 pub mod scan;
 pub mod source_writer;
+pub mod tenure;
 pub mod topics;
 mod transaction;
 
 pub use client::{ClientKind, Clients};
 pub use committer::{Batch, BatchBytes, Committer, GroupOffsets, OutgoingRecord};
 pub use protocol::CommitError;
+pub use tenure::Tenure;
 
 #[cfg(test)]
 mod simulation;

@@ -27,7 +27,9 @@ use crate::archive::keyring::KeyRing;
 use crate::clock::Clock;
 use crate::config::{ConnectorConfig, EgressMode, WorkerConfig};
 use crate::egress::{self, Guard};
-use crate::kafka::{Clients, CommitError};
+use crate::kafka::offsets::{self, OffsetError, OffsetKey};
+use crate::kafka::source_writer::OffsetPlace;
+use crate::kafka::{Clients, CommitError, Tenure};
 use crate::metrics::{ConnectorMetrics, Metrics};
 use crate::sdk::{Account, SdkClient};
 use crate::storage::Store;
@@ -38,6 +40,8 @@ pub struct ConnectorContext {
     pub worker: Arc<WorkerConfig>,
     pub config: ConnectorConfig,
     pub clients: Clients,
+    /// Of this worker in the connector's place.
+    pub tenure: Arc<Tenure>,
     pub sdk: SdkClient,
     pub keyring: KeyRing,
     /// Of calls to pull, shared by all connectors that read this corp.
@@ -55,6 +59,24 @@ impl ConnectorContext {
 
     pub fn now_ms(&self) -> i64 {
         self.clock.now().unix_ms
+    }
+
+    /// Where the connector's source offset lies.
+    pub fn offset_place(&self) -> OffsetPlace {
+        OffsetPlace {
+            topic: self.worker.offset_storage_topic.as_str().into(),
+            key: OffsetKey { connector: self.config.name.clone(), corp_id: self.config.corp_id.clone() },
+        }
+    }
+
+    /// Whether another worker has taken the connector's place since this one had it.
+    pub async fn is_replaced(&self) -> Result<bool, OffsetError> {
+        if !self.tenure.has_begun() {
+            return Ok(false);
+        }
+        let OffsetPlace { topic, key } = self.offset_place();
+        let offset = offsets::read_in_background(&self.clients, &topic, &key).await?;
+        Ok(self.tenure.is_over(offset.as_ref()))
     }
 
     /// The end of a task whose place another worker has taken. Whichever task is the first to find out says the same.
@@ -94,6 +116,15 @@ impl From<CommitError> for TaskError {
     }
 }
 
+impl From<OffsetError> for TaskError {
+    fn from(error: OffsetError) -> Self {
+        match error {
+            OffsetError::Malformed { .. } => Self::Configuration(error.to_string()),
+            OffsetError::Unavailable { .. } => Self::Transient(error.to_string()),
+        }
+    }
+}
+
 impl ConnectorContext {
     /// Reads keys and opens storage; nothing is connected yet.
     ///
@@ -108,6 +139,9 @@ impl ConnectorContext {
     ) -> anyhow::Result<Self> {
         let metrics = metrics.connector(&config.name, &config.corp_id);
         let clients = Clients::of(&worker, &config);
+        let mut random = [0; 8];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
+        let instance = format!("{:016x}", u64::from_ne_bytes(random));
         Ok(Self {
             sdk: sdk_client(&config, &metrics)?,
             keyring: KeyRing::load(&config.private_keys, config.private_keys_dir.as_deref())?,
@@ -116,6 +150,7 @@ impl ConnectorContext {
             worker,
             config,
             clients,
+            tenure: Arc::new(Tenure::new(instance)),
             metrics,
             clock,
         })

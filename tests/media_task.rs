@@ -6,6 +6,7 @@ mod harness;
 #[path = "media_task/world.rs"]
 mod world;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +16,10 @@ use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use wecom_connector::archive::WINDOW_MS;
+use wecom_connector::clock::Clock;
 use wecom_connector::kafka::group::{Change, GroupConsumer};
 use wecom_connector::kafka::{Batch, BatchBytes, CommitError, Committer, OutgoingRecord};
+use wecom_connector::task::alteration::{StoredOffset, Target};
 use wecom_connector::task::{TaskError, media_task};
 use world::{Committed, EARLY_MS, Files, Gate, World, leave};
 
@@ -242,24 +245,85 @@ async fn what_waits_for_the_store_goes_on_to_age() {
     world.check(&ids);
 }
 
-/// A member finds out that another has its name now, and that nobody has while it is the last to have joined. A task whose
-/// transaction was aborted asks this before it takes its own slowness for the cause.
+/// A task whose place another worker has taken says so, and does not take it back when it is started again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_knows_whether_it_is_replaced() {
+async fn a_place_that_is_taken_is_not_taken_back() {
     let world = Arc::new(World::new(Kafka::shared(), 1));
+    let context = &world.context;
+    wecom_connector::task::topics::Topics::prepare(context).await.expect("topics");
+    context.tenure.begin(None);
+    let task = world.start(1, Files::default());
+    world.publish(vec![world.request("ok:1")]).await;
+    world.wait_for_references(1).await;
+
+    // The other one writes the offset in its own name, and joins the group in the task's.
+    let offset = StoredOffset::of(&context.worker, &context.config, Clock::system());
+    let plan = tokio::task::block_in_place(|| offset.plan(Target::After(0))).expect("a plan");
+    offset.apply(Target::After(0), plan, false).await.expect("written");
+    let group = format!("{}-archive-media", context.worker.group_id);
+    let topics = [&*context.config.media_requests_topic, &*context.config.media_retries_topic];
+    let other = GroupConsumer::join(&context.clients, &group, &context.transactional_id(1), &topics);
+    let other = other.expect("a consumer");
+    let ended = async |task: world::Task| {
+        tokio::select! {
+            ended = task.0 => ended.expect("no panic"),
+            received = next(&other) => panic!("{received:?}"),
+        }
+    };
+    let told = ended(task).await;
+    assert!(matches!(&told, Err(TaskError::Fenced(_))), "{told:?}");
+    let again = ended(world.start(1, Files::default())).await;
+    assert!(matches!(&again, Err(TaskError::Fenced(_))), "{again:?}");
+
+    world.publish(vec![b"two".to_vec()]).await;
+    assert_eq!(next(&other).await.value, b"two", "the other one is left alone");
+    other.close().await;
+}
+
+/// A member that starts anew while its partitions move to another: each partition still has an owner.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_partition_is_nobodys_after_a_restart_in_a_rebalance() {
+    const PARTITIONS: u32 = 8;
+    let world = Arc::new(World::new(Kafka::shared(), PARTITIONS));
     wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
-    world.publish(vec![b"one".to_vec()]).await;
-    let (clients, group) = (&world.context.clients, unique("group"));
-    let join = || GroupConsumer::join(clients, &group, "same", &[&world.context.config.media_requests_topic]);
-    let first = join().expect("a consumer");
-    next(&first).await;
-    assert!(!first.is_replaced(Duration::from_secs(2)).await);
-    let second = join().expect("a consumer");
-    assert!(first.is_replaced(PATIENCE).await);
-    next(&second).await;
-    assert!(!second.is_replaced(Duration::from_secs(2)).await);
+    let topic = &world.context.config.media_requests_topic;
+    let group = unique("group");
+    let join = |member| GroupConsumer::join(&world.context.clients, &group, member, &[topic]).expect("a consumer");
+    let first = join("first");
+    assert!(
+        is_told(&first, PATIENCE, |change| matches!(change, Change::Gained(all) if all.len() == PARTITIONS as usize))
+            .await
+    );
+    let second = join("second");
+    // Nobody polls the first one. Were the assignment cooperative, the group would go on with partitions that are nobody's yet.
+    is_told(&second, Duration::from_secs(6), |change| matches!(change, Change::Gained(_))).await;
+    drop(first);
+    let first = join("first");
+    let values: Vec<Vec<u8>> = (0..200).map(|number| format!("{number}").into_bytes()).collect();
+    world.publish(values).await;
+    let mut owned = BTreeSet::new();
+    let all_owned = async {
+        while owned.len() < PARTITIONS as usize {
+            let received = tokio::select! {
+                received = first.receive() => received,
+                received = second.receive() => received,
+            };
+            owned.extend(received.ok().map(|received| received.partition.number));
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, all_owned).await.is_ok(), "only these partitions are read: {owned:?}");
     first.close().await;
     second.close().await;
+}
+
+/// Polls until the consumer is told of such a change; whether it was, within this time.
+async fn is_told(consumer: &GroupConsumer, within: Duration, is_it: impl Fn(&Change) -> bool) -> bool {
+    let told = async {
+        while !consumer.changes().iter().any(&is_it) {
+            let _ = tokio::time::timeout(Duration::from_millis(20), consumer.receive()).await;
+        }
+    };
+    tokio::time::timeout(within, told).await.is_ok()
 }
 
 /// A producer of the same name that was fenced by mistake (the start of a worker that has ended since, a coordinator's time-out)
@@ -268,6 +332,7 @@ async fn a_member_knows_whether_it_is_replaced() {
 async fn a_fencing_without_a_successor_is_passed() {
     let world = Arc::new(World::new(Kafka::shared(), 1));
     wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
+    world.context.tenure.begin(None);
     let first = world.start(1, Files::default());
     world.publish(vec![world.request("ok:1")]).await;
     world.wait_for_references(1).await;

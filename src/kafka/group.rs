@@ -1,18 +1,24 @@
 //! A consumer in a group. Its offsets are committed by a transactional producer, with the records that come of what it read.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
+use futures::FutureExt;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::{mpsc, oneshot};
 
 use super::client::{ClientKind, Clients};
 use super::committer::GroupOffsets;
 
-const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
+const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a consumer that ends is waited for.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A partition of a topic.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,9 +64,17 @@ pub enum GroupError {
     Passing(String),
 }
 
-/// A member of a consumer group.
+/// A member of a consumer group. Dropped, it ends in the background, as by [`GroupConsumer::close`].
 pub struct GroupConsumer {
     consumer: Arc<StreamConsumer<Changes>>,
+    keeper: Keeper,
+}
+
+/// The thread that does what blocks. It goes on as long as it can be asked.
+struct Keeper {
+    /// Whether a broker answers.
+    questions: mpsc::Sender<oneshot::Sender<bool>>,
+    ended: oneshot::Receiver<()>,
 }
 
 impl std::fmt::Debug for GroupConsumer {
@@ -94,15 +108,19 @@ impl GroupConsumer {
             .set("auto.offset.reset", "earliest")
             // Also makes the group's offsets wait for a transaction that is still open (KIP-447).
             .set("isolation.level", "read_committed")
-            // A member that comes or goes takes from the others only what moves. Known: an owner that starts anew while partitions move
-            // away from it leaves them to nobody until the group changes again (KIP-345; seen on Kafka 4.3.1).
-            .set("partition.assignment.strategy", "cooperative-sticky");
+            // Not cooperative: there a partition that moves belongs to nobody until its old owner has joined once more. An owner
+            // with a name that starts anew in between is given back what it has without that (KIP-345), and the partition stays
+            // nobody's until the group changes again (measured on Kafka 4.3.1).
+            .set("partition.assignment.strategy", "roundrobin");
         let refused = |error: KafkaError| {
             GroupError::Configuration(format!("the Kafka consumer's settings are refused: {error}"))
         };
         let consumer: StreamConsumer<Changes> = config.create_with_context(Changes::default()).map_err(refused)?;
         consumer.subscribe(topics).map_err(refused)?;
-        Ok(Self { consumer: Arc::new(consumer) })
+        let consumer = Arc::new(consumer);
+        let keeper = Keeper::start(consumer.clone(), member)
+            .map_err(|error| GroupError::Failed(format!("no thread for the consumer: {error}")))?;
+        Ok(Self { consumer, keeper })
     }
 
     /// The next record of a partition that is not paused. Serves rebalances while it waits, so it has to be waited for all the
@@ -119,8 +137,7 @@ impl GroupConsumer {
 
     /// What has changed since the last call, in order. To be asked before anything is made of a record or a commit.
     pub fn changes(&self) -> Vec<Change> {
-        let changes = &self.consumer.context().0;
-        std::mem::take(&mut *changes.lock().unwrap_or_else(PoisonError::into_inner))
+        self.consumer.context().take()
     }
 
     /// Nothing more of these partitions comes until they are resumed.
@@ -143,38 +160,55 @@ impl GroupConsumer {
         Some(GroupOffsets { positions, group })
     }
 
-    /// Whether a newer member of the same name has joined, or joins within this time: the broker tells with the next heartbeat.
-    /// What is read meanwhile is dropped, so this is the last question to be asked.
-    pub async fn is_replaced(&self, within: Duration) -> bool {
-        let told = async {
-            loop {
-                match self.receive().await {
-                    Err(GroupError::Fenced(_)) => return true,
-                    Ok(_) | Err(GroupError::Passing(_)) => {}
-                    Err(_) => return false,
-                }
-            }
-        };
-        tokio::time::timeout(within, told).await.unwrap_or(false)
-    }
-
     /// Whether a broker answers.
     pub fn ask_broker(&self) -> impl Future<Output = bool> + Send + 'static {
-        let consumer = self.consumer.clone();
-        async move {
-            let asked = tokio::task::spawn_blocking(move || {
-                let topics = consumer.subscription().ok()?;
-                let topic = topics.elements().first()?.topic().to_owned();
-                consumer.fetch_metadata(Some(&topic), METADATA_TIMEOUT).ok().map(|_| ())
-            });
-            matches!(asked.await, Ok(Some(())))
-        }
+        let (answer, answered) = oneshot::channel();
+        let is_asked = self.keeper.questions.try_send(answer).is_ok();
+        async move { is_asked && answered.await.unwrap_or(false) }
     }
 
-    /// Ends the consumer. Its partitions stay its own for the session's time-out (`session.timeout.ms`), should it come again.
+    /// Ends the consumer, within twenty seconds: one that does not end is left to itself. Its partitions stay its own for the
+    /// session's time-out (`session.timeout.ms`), should it come again.
     pub async fn close(self) {
-        // Closing blocks.
-        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
+        let Self { consumer, keeper: Keeper { questions, ended } } = self;
+        drop((consumer, questions));
+        if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
+            tracing::warn!("a consumer has not ended in time and is left to itself");
+        }
+    }
+}
+
+impl Keeper {
+    fn start(consumer: Arc<StreamConsumer<Changes>>, member: &str) -> std::io::Result<Self> {
+        let (questions, mut asked) = mpsc::channel::<oneshot::Sender<bool>>(1);
+        let (end, ended) = oneshot::channel();
+        let keep = move || {
+            while let Some(answer) = asked.blocking_recv() {
+                let _ = answer.send(does_broker_answer(&consumer));
+            }
+            serve_changes(&consumer);
+            drop(consumer);
+            let _ = end.send(());
+        };
+        thread::Builder::new().name(format!("consumer {member}")).spawn(keep)?;
+        Ok(Self { questions, ended })
+    }
+}
+
+fn does_broker_answer(consumer: &StreamConsumer<Changes>) -> bool {
+    let Ok(topics) = consumer.subscription() else { return false };
+    let topic = topics.elements().first().map(|topic| topic.topic().to_owned());
+    consumer.fetch_metadata(topic.as_deref(), METADATA_TIMEOUT).is_ok()
+}
+
+/// Serves the rebalances that wait. While a consumer is closed, librdkafka (2.12.1, `rd_kafka_cgrp_op_serve`) drops an assignment
+/// without an answer, and whoever serves a rebalance that came before waits for ever.
+fn serve_changes(consumer: &StreamConsumer<Changes>) {
+    loop {
+        let is_record = consumer.recv().now_or_never().is_some();
+        if !is_record && consumer.context().take().is_empty() {
+            break;
+        }
     }
 }
 
@@ -207,6 +241,12 @@ fn group_error(error: &KafkaError) -> GroupError {
 /// Remembers rebalances; librdkafka tells of them inside a poll.
 #[derive(Default)]
 struct Changes(Mutex<Vec<Change>>);
+
+impl Changes {
+    fn take(&self) -> Vec<Change> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 impl ClientContext for Changes {}
 

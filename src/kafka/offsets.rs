@@ -18,7 +18,7 @@ pub struct SourceOffset {
     /// When this was committed, milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed_at_ms: Option<i64>,
-    /// Which start of a task wrote it: tells a real fencing from a time-out of our own.
+    /// Which start of a worker wrote it: tells a real fencing from a time-out of our own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
     /// All that the archive had up to this moment is published, milliseconds since the epoch.

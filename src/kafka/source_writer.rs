@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::committer::{Batch, OutgoingRecord};
 use super::offsets::{OffsetError, OffsetKey, SourceOffset};
 use super::protocol::CommitError;
+use super::tenure::Tenure;
 
 /// What a successor takes at the most between fencing us and writing the offset in its own name.
 const TAKE_OVER_TIME: Duration = Duration::from_secs(5);
@@ -72,22 +73,29 @@ pub struct SourceWriter<S: Surroundings> {
     surroundings: S,
     producer: S::Producer,
     place: OffsetPlace,
-    /// Written into each offset record: tells whether somebody else has taken over.
-    instance: String,
+    /// Its name is written into each offset record: tells whether somebody else has taken over.
+    tenure: Arc<Tenure>,
     /// The last record of the offset that this writer knows of: as it was found, or as written here.
     offset: Option<SourceOffset>,
 }
 
 impl<S: Surroundings> SourceWriter<S> {
-    /// Takes the place of a predecessor. `instance` is to be a new one at each start.
+    /// Takes the place of a predecessor; where this worker has had it before, only if no other has taken it since.
     ///
-    /// The offset is written again in this writer's name, so that a predecessor that wakes up finds out that it is one.
-    pub async fn start(surroundings: S, place: OffsetPlace, instance: String) -> Result<Self, WriteError> {
+    /// The offset is written again in this worker's name, so that a predecessor that wakes up finds out that it is one.
+    pub async fn start(surroundings: S, place: OffsetPlace, tenure: Arc<Tenure>) -> Result<Self, WriteError> {
+        if tenure.has_begun() {
+            // So that a successor is left alone.
+            look(&surroundings, &place, &tenure).await?;
+        }
         // Fenced first, read second: the other way round, a predecessor could still commit behind our back.
         let producer = surroundings.fence().await.map_err(WriteError::Commit)?;
-        let offset = surroundings.read_offset(&place).await?;
-        let mut writer = Self { surroundings, producer, place, instance, offset };
+        // A successor that came in between has been fenced, finds that nobody has taken its place, and starts anew.
+        let offset = look(&surroundings, &place, &tenure).await?;
+        tenure.begin(offset.as_ref());
+        let mut writer = Self { surroundings, producer, place, tenure, offset };
         writer.commit(Vec::new(), writer.offset()).await?;
+        writer.tenure.confirm();
         Ok(writer)
     }
 
@@ -101,7 +109,8 @@ impl<S: Surroundings> SourceWriter<S> {
     /// After [`CommitError::Aborted`] the same may be committed again. After any other error this writer is of no more use.
     pub async fn commit(&mut self, mut records: Vec<OutgoingRecord>, offset: SourceOffset) -> Result<(), WriteError> {
         let now_ms = self.surroundings.now_ms();
-        let offset = SourceOffset { committed_at_ms: Some(now_ms), instance: Some(self.instance.clone()), ..offset };
+        let offset =
+            SourceOffset { committed_at_ms: Some(now_ms), instance: Some(self.tenure.instance().to_owned()), ..offset };
         records.push(self.place.key.record(&self.place.topic, &offset, now_ms).map_err(|error| {
             let reason = format!("it cannot be written as JSON: {error}");
             OffsetError::Unavailable { topic: self.place.topic.to_string(), reason }
@@ -142,4 +151,17 @@ impl<S: Surroundings> SourceWriter<S> {
         }
         self.surroundings.read_offset(&self.place).await
     }
+}
+
+/// The offset, unless another worker has the place.
+async fn look<S: Surroundings>(
+    surroundings: &S,
+    place: &OffsetPlace,
+    tenure: &Tenure,
+) -> Result<Option<SourceOffset>, WriteError> {
+    let offset = surroundings.read_offset(place).await?;
+    if tenure.is_over(offset.as_ref()) {
+        return Err(WriteError::Fenced("the source offset is written by another since".into()));
+    }
+    Ok(offset)
 }

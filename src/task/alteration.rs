@@ -13,7 +13,7 @@ pub use crate::kafka::offsets::SourceOffset;
 use crate::kafka::offsets::{self, OffsetError, OffsetKey};
 use crate::kafka::scan::{self, Begin, ScanError};
 use crate::kafka::source_writer::{OffsetPlace, SourceWriter, Surroundings, WriteError};
-use crate::kafka::{Batch, BatchBytes, Clients, CommitError, Committer};
+use crate::kafka::{Batch, BatchBytes, Clients, CommitError, Committer, Tenure};
 use crate::task::message_task;
 
 /// Room for one offset record.
@@ -177,7 +177,7 @@ impl StoredOffset {
     ) -> Result<Alteration, AlterationError> {
         let place = OffsetPlace { topic: self.topic.clone(), key: self.key.clone() };
         let instance = format!("moved by hand {:016x}", self.clock.now().unix_ms);
-        let mut writer = SourceWriter::start(self, place, instance).await?;
+        let mut writer = SourceWriter::start(self, place, Arc::new(Tenure::new(instance))).await?;
         // From here on nobody else moves it.
         let found = writer.offset();
         let stood_at = plan.from.as_ref().map_or((0, 0), |offset| (offset.seq, offset.epoch));

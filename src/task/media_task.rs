@@ -46,8 +46,11 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 /// Aborted transactions in a row before the task starts anew.
 const ABORTS_MAX: u32 = 10;
 
-/// What a successor takes at the most between fencing us and joining the group in our name, until we are told.
+/// What a successor takes at the most between fencing us and writing the source offset in its own name.
 const TAKE_OVER_TIME: Duration = Duration::from_secs(10);
+
+/// How often the source offset is looked at meanwhile.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long called-off downloads may take to clean up behind themselves.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -84,6 +87,10 @@ pub async fn run_with(
             topics.batch_bytes(),
         )
         .await?;
+        // Asked as late as can be: who joins the group takes the place of a task of the same name.
+        if context.is_replaced().await? {
+            return Err(context.fenced(task, "the source offset is written by another since"));
+        }
         Ok::<_, TaskError>((topics, committer))
     };
     let Some(started) = shutdown.run_until_cancelled(start).await else { return Ok(()) };
@@ -118,9 +125,7 @@ pub async fn run_with(
     if tokio::time::timeout(CLEANUP_TIMEOUT, cleaned_up).await.is_err() {
         tracing::warn!("uploads that were called off may have left parts in the store");
     }
-    if tokio::time::timeout(CLEANUP_TIMEOUT, run.consumer.close()).await.is_err() {
-        tracing::warn!("the consumer has not ended in time and is left to itself");
-    }
+    run.consumer.close().await;
     result
 }
 
@@ -207,6 +212,7 @@ impl<'a, S: ChunkSource> Run<'a, S> {
             // A rebalance may have been served just now: first of all, what was lost is forgotten.
             self.apply_changes()?;
             match event {
+                Event::Received(Err(GroupError::Fenced(reason))) => return Err(self.fenced(&reason).await),
                 Event::Received(received) => self.take(received)?,
                 Event::Finished(ticket, Some(verdict)) => self.window.settle(&ticket, self.settled(verdict)),
                 Event::Finished(_, None) => {}
@@ -312,7 +318,6 @@ impl<'a, S: ChunkSource> Run<'a, S> {
                 self.kafka_trouble = Some(reason);
                 return Ok(());
             }
-            Err(GroupError::Fenced(reason)) => return Err(self.context.fenced(self.task, &reason)),
             Err(error) => return Err(error.into()),
         };
         let Received { partition, offset, value, .. } = &received;
@@ -427,13 +432,21 @@ impl<'a, S: ChunkSource> Run<'a, S> {
         }
     }
 
-    /// Tells a real fencing from others, which librdkafka cannot: a successor joins the group under our name right after it.
+    /// Tells a real fencing from others, which librdkafka cannot: a successor writes the source offset in its own name.
     async fn fenced(&self, reason: &str) -> TaskError {
-        if self.consumer.is_replaced(TAKE_OVER_TIME).await {
-            return self.context.fenced(self.task, reason);
+        let until = Instant::now() + TAKE_OVER_TIME;
+        loop {
+            // One that cannot be read says nothing: it is read again before the task takes a place again.
+            if let Ok(true) = self.context.is_replaced().await {
+                return self.context.fenced(self.task, reason);
+            }
+            if Instant::now() >= until {
+                break;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
         }
         TaskError::Transient(format!(
-            "fenced though nobody has joined the group in its place; was the transaction timed out by the coordinator? {reason}"
+            "fenced though no other worker has taken over; was the transaction timed out by the coordinator? {reason}"
         ))
     }
 }
@@ -468,7 +481,7 @@ impl From<GroupError> for TaskError {
     fn from(error: GroupError) -> Self {
         match error {
             GroupError::Configuration(reason) => Self::Configuration(reason),
-            error @ GroupError::Fenced(_) => Self::Fenced(error.to_string()),
+            // Whether a fencing is real is found out at the next start.
             other => Self::Transient(other.to_string()),
         }
     }

@@ -16,7 +16,7 @@ use super::topics::Topics;
 use super::{ConnectorContext, TaskError};
 use crate::archive::Gap;
 use crate::crash_point;
-use crate::kafka::offsets::{self, OffsetError, OffsetKey, SourceOffset};
+use crate::kafka::offsets::{self, OffsetError, SourceOffset};
 use crate::kafka::source_writer::{OffsetPlace, SourceWriter, Surroundings, WriteError};
 use crate::kafka::{Batch, BatchBytes, CommitError, Committer, OutgoingRecord};
 use crate::metrics::TransactionResult;
@@ -60,20 +60,15 @@ async fn start<'a>(
     status: &'a TaskHandle,
 ) -> Result<(Topics, Run<'a>, SourceOffset), TaskError> {
     let topics = Topics::prepare(context).await?;
-    let mut random = [0; 8];
-    aws_lc_rs::rand::fill(&mut random).map_err(|_| TaskError::Transient("no random numbers".into()))?;
-    let place = OffsetPlace {
-        topic: context.worker.offset_storage_topic.as_str().into(),
-        key: OffsetKey { connector: context.config.name.clone(), corp_id: context.config.corp_id.clone() },
-    };
+    let place = context.offset_place();
     let kafka = Kafka { context, batch_bytes: topics.batch_bytes() };
-    let instance = format!("{:016x}", u64::from_ne_bytes(random));
     let early = match crash_point::is_broken("read_before_fencing") {
         true => kafka.read_offset(&place).await.ok().flatten(),
         false => None,
     };
     crash_point::reach("take_over");
-    let writer = SourceWriter::start(kafka, place, instance).await.map_err(|error| task_error(context, error))?;
+    let writer =
+        SourceWriter::start(kafka, place, context.tenure.clone()).await.map_err(|error| task_error(context, error))?;
     let offset = early.unwrap_or_else(|| writer.offset());
     let SourceOffset { seq, delivered_until_ms, .. } = offset;
     context.metrics.lag.resumed(seq, delivered_until_ms, context.now_ms());
@@ -159,8 +154,8 @@ fn task_error(context: &ConnectorContext, error: WriteError) -> TaskError {
     match error {
         WriteError::Commit(error) => error.into(),
         WriteError::Fenced(reason) => context.fenced(TASK, &reason),
-        WriteError::Offset(OffsetError::Malformed { .. }) => TaskError::Configuration(error.to_string()),
-        WriteError::Offset(_) | WriteError::Alone(_) => TaskError::Transient(error.to_string()),
+        WriteError::Offset(error) => error.into(),
+        WriteError::Alone(_) => TaskError::Transient(error.to_string()),
     }
 }
 

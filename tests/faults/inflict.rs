@@ -198,7 +198,7 @@ impl Stage {
         let stranger: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", self.kafka.bootstrap())
             .set("group.id", group_id)
-            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("partition.assignment.strategy", "roundrobin")
             .set("enable.auto.commit", "false")
             .create()
             .expect("a consumer");

@@ -1,8 +1,8 @@
 //! A worker of the simulation: the shipped writer on the model, started again by a supervisor like the shipped one. And the same
 //! with one mistake each, which the simulation has to find.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::broker::{MESSAGES, OFFSETS, Reply, Request, TRANSACTION_TIMEOUT_MS};
@@ -11,7 +11,7 @@ use super::network::{Handle, Line};
 use crate::kafka::offsets::{OffsetError, OffsetKey, SourceOffset};
 use crate::kafka::protocol::TransactionalProducer;
 use crate::kafka::source_writer::{OffsetPlace, SourceWriter, Surroundings, WriteError};
-use crate::kafka::{Batch, CommitError, OutgoingRecord};
+use crate::kafka::{Batch, CommitError, OutgoingRecord, Tenure};
 
 /// What could be done wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +27,11 @@ pub enum Mistake {
     FencingJudgedByTime,
     FencingAtStartTakenForReal,
     LateAbortTrusted,
+    PlaceTakenBack,
 }
 
 impl Mistake {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::OffsetAfterTransaction,
         Self::OffsetBeforeTransaction,
         Self::ReadBeforeFencing,
@@ -42,14 +43,19 @@ impl Mistake {
         Self::FencingJudgedByTime,
         Self::FencingAtStartTakenForReal,
         Self::LateAbortTrusted,
+        Self::PlaceTakenBack,
     ];
 }
 
 /// One process, from its start on.
 pub async fn work(handle: Handle, mistake: Option<Mistake>) {
+    let instance = format!("{}-{}", handle.process, handle.world().unique());
+    let mut tenure = Arc::new(Tenure::new(instance.clone()));
     loop {
-        let instance = format!("{}-{}", handle.process, handle.world().unique());
-        match run(&handle, mistake, instance).await {
+        if mistake == Some(Mistake::PlaceTakenBack) {
+            tenure = Arc::new(Tenure::new(instance.clone()));
+        }
+        match run(&handle, mistake, tenure.clone()).await {
             Ok(()) => return,
             Err(WriteError::Fenced(reason)) => {
                 let mut world = handle.world();
@@ -72,7 +78,7 @@ pub async fn work(handle: Handle, mistake: Option<Mistake>) {
     }
 }
 
-async fn run(handle: &Handle, mistake: Option<Mistake>, instance: String) -> Result<(), WriteError> {
+async fn run(handle: &Handle, mistake: Option<Mistake>, tenure: Arc<Tenure>) -> Result<(), WriteError> {
     let place =
         OffsetPlace { topic: OFFSETS.into(), key: OffsetKey { connector: "archive".into(), corp_id: "ww1".into() } };
     let model = Model {
@@ -81,7 +87,7 @@ async fn run(handle: &Handle, mistake: Option<Mistake>, instance: String) -> Res
         read_early: Mutex::default(),
         is_taken_for_real: AtomicBool::new(false),
     };
-    let mut writer = SourceWriter::start(model, place, instance).await?;
+    let mut writer = SourceWriter::start(model, place, tenure).await?;
     loop {
         let offset = writer.offset();
         let (page, is_calm) = {
