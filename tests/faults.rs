@@ -2,7 +2,8 @@
 //! After each it has to pull and commit again; what it has published is judged by `wecom-connector verify` and by the independent
 //! reader, against the simulator's own list.
 //!
-//! `FAULT_ROUNDS`, `FAULT_SEED`, `FAULT_KIND` and `FAULT_VERIFY_EACH_ROUND` are the options of `./test faults`, which sets them.
+//! `FAULT_ROUNDS`, `FAULT_MINUTES`, `FAULT_SEED`, `FAULT_KIND`, `FAULT_BROKERS`, `FAULT_ONE_WORKER` and `FAULT_VERIFY_EACH_ROUND` are
+//! the options of `./test faults`, which sets them.
 
 #[path = "common/harness.rs"]
 mod harness;
@@ -16,7 +17,7 @@ mod proxy;
 #[path = "faults/stage.rs"]
 mod stage;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fault::{Deck, Fault};
 use proxy::Mode;
@@ -60,12 +61,15 @@ fn nothing_is_lost_and_nothing_comes_twice() {
     let mut stage = Stage::new(seed, brokers as usize, None);
     let kind = setting("FAULT_KIND").unwrap_or_default();
     let verifies = setting("FAULT_VERIFY_EACH_ROUND").is_some();
+    let one_worker = setting("FAULT_ONE_WORKER").is_some().then(|| stage.worker_id());
+    let until = setting("FAULT_MINUTES").map(|_| Instant::now() + Duration::from_secs(60 * number("FAULT_MINUTES", 0)));
     for round in 1..=rounds {
         let fault = std::iter::repeat_with(|| deck.draw())
             .take(DRAWS_MAX)
             .filter(|fault| brokers > 1 || !kind.is_empty() || !ends_a_lone_broker(fault))
             // What that needs is installed for who asks for rounds.
             .filter(|fault| is_asked || !matches!(fault, Fault::StepClock { .. }))
+            .filter(|fault| one_worker.is_none() || !fault.ends_the_worker())
             .find(|fault| fault.kind().contains(&kind))
             .unwrap_or_else(|| panic!("no fault is a {kind:?}"));
         eprintln!("round {round}: {fault:?}");
@@ -75,10 +79,15 @@ fn nothing_is_lost_and_nothing_comes_twice() {
             eprintln!("{}", stage.figures);
             panic!("seed {seed}, round {round}:\n{found}");
         }
-        if round % ROUNDS_BETWEEN_JUDGEMENTS == 0 || round == rounds {
+        let is_last = round == rounds || until.is_some_and(|until| Instant::now() >= until);
+        if round % ROUNDS_BETWEEN_JUDGEMENTS == 0 || is_last {
             let found = stage.judge();
             eprintln!("{}", stage.figures);
             assert!(found.is_empty(), "seed {seed}, round {round}:\n{}", found.join("\n"));
+            assert!(one_worker.is_none_or(|id| id == stage.worker_id()), "seed {seed}, round {round}: another worker");
+        }
+        if is_last {
+            break;
         }
     }
 }

@@ -210,6 +210,29 @@ impl std::fmt::Display for Role {
 }
 
 impl Fault {
+    /// Whether the worker's process is another one afterwards.
+    pub fn ends_the_worker(&self) -> bool {
+        match self {
+            Fault::KillAtPoint { .. }
+            | Fault::KillWorker { .. }
+            | Fault::Zombie { .. }
+            | Fault::SlowTakeOver { .. }
+            | Fault::FillLog
+            | Fault::Rebalance { kills: true, .. }
+            | Fault::StepClock { .. } => true,
+            Fault::KillHost { .. }
+            | Fault::KillBroker { .. }
+            | Fault::StopBroker { .. }
+            | Fault::FreezeBroker { .. }
+            | Fault::Network { .. }
+            | Fault::Library(_)
+            | Fault::KillStorage { .. }
+            | Fault::FreezeStorage { .. }
+            | Fault::FillStorage { .. }
+            | Fault::Rebalance { kills: false, .. } => false,
+        }
+    }
+
     /// Under which name it is counted.
     pub fn kind(&self) -> String {
         match self {

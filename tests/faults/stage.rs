@@ -104,6 +104,11 @@ impl Stage {
         &mut self.workers[self.active]
     }
 
+    /// Of the process.
+    pub fn worker_id(&mut self) -> u32 {
+        self.worker().process().id()
+    }
+
     /// What the running worker has published since its start.
     fn published(&mut self) -> f64 {
         self.worker().metric(PUBLISHED, &[]).unwrap_or_default()
