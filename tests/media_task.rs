@@ -93,6 +93,7 @@ async fn requests_are_kept_for_a_week() {
         let value = |name: &str| settings.get(name).and_then(|entry| entry.value.clone());
         assert_eq!(value("retention.ms").as_deref(), Some("604800000"), "{topic}");
         assert_eq!(value("segment.ms").as_deref(), Some("86400000"), "{topic}");
+        assert_eq!(value("message.timestamp.type").as_deref(), Some("LogAppendTime"), "{topic}");
     }
 }
 

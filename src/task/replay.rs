@@ -377,8 +377,8 @@ impl Replay<'_> {
             return Ok(Some(format!("the transaction was timed out by the coordinator: {reason}")));
         }
         Err(TaskError::Fenced(format!(
-            "another replay of the dead letters of connector {} with group.id {} has begun ({reason}); this one stops and \
-             publishes nothing more",
+            "as far as Kafka tells, another replay of the dead letters of connector {} with group.id {} has begun ({reason}); this \
+             one stops and publishes nothing more. Where no other runs, start it again: nothing is published twice",
             config.name, self.context.worker.group_id
         )))
     }

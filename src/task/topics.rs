@@ -44,9 +44,13 @@ impl Topics {
                 let mut settings = creation.configs.clone();
                 let retention_ms_min = match topic {
                     Topic::MediaRequests | Topic::MediaRetries => {
-                        for (key, ms) in [("retention.ms", REQUESTS_RETENTION_MS), ("segment.ms", REQUESTS_SEGMENT_MS)]
-                        {
-                            settings.entry(key.into()).or_insert_with(|| ms.to_string());
+                        for (key, value) in [
+                            ("retention.ms", REQUESTS_RETENTION_MS.to_string()),
+                            ("segment.ms", REQUESTS_SEGMENT_MS.to_string()),
+                            // The broker's time: by that of a worker whose clock is far behind, they would be deleted at once.
+                            ("message.timestamp.type", "LogAppendTime".into()),
+                        ] {
+                            settings.entry(key.into()).or_insert(value);
                         }
                         REQUESTS_RETENTION_MS_MIN
                     }

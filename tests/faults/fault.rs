@@ -275,7 +275,7 @@ const fn library(name: &'static str, tables: &'static [(&'static str, u64)]) -> 
     LibraryFault { name, tables }
 }
 
-static LIBRARY: [LibraryFault; 23] = [
+static LIBRARY: [LibraryFault; 26] = [
     library("abort in a pull", &[("function = \"GetChatData\"\nabort = true", 3)]),
     library("hang in a pull", &[("function = \"GetChatData\"\nhang = true", 1)]),
     library("garbage for a page", &[("function = \"GetChatData\"\nbody = \"garbage\"", 2)]),
@@ -299,6 +299,9 @@ static LIBRARY: [LibraryFault; 23] = [
         ],
     ),
     library("hang in a decryption", &[("function = \"DecryptData\"\nhang = true", 1)]),
+    library("killed in a pull", &[("function = \"GetChatData\"\nkill = true", 2)]),
+    library("killed in media", &[("function = \"GetMediaData\"\nkill = true", 2)]),
+    library("killed at its start", &[("function = \"Init\"\nkill = true", 2)]),
     library("killed in a decryption", &[("function = \"DecryptData\"\nkill = true", 2)]),
     library("slow decryptions", &[("function = \"DecryptData\"\nslow_ms = 200", 10)]),
     library("host dies at its start", &[("function = \"Init\"\nabort = true", 5)]),
