@@ -414,6 +414,12 @@ impl ConnectorMetrics {
         Duration::try_from_secs_f64(lag.oldest_undelivered_age_seconds).unwrap_or_default()
     }
 
+    /// WeCom told this time just now, milliseconds since 1970.
+    pub fn told_time(&self, theirs_ms: i64) {
+        let ahead_ms = self.clock.now().unix_ms.saturating_sub(theirs_ms);
+        self.egress.clock_ahead_seconds.set(ahead_ms as f64 / 1000.0);
+    }
+
     /// Brings the gauges that are ages up to `now_ms`.
     fn refresh(&self, now_ms: i64) {
         let lag = self.lag.read(now_ms);

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::Value;
 
-use answers::{LATE, PAGE, page};
+use answers::{LATE, LONG_AGO_S, PAGE, page, page_of_long_ago};
 use fake::{After, Fake, Flaw, TOKEN};
 use harness::{Kafka, PATIENCE, VendorApi, Worker, WorkerFiles, unique, vendor_library, wait_for};
 use wecom_connector::clock::Clock;
@@ -253,6 +253,17 @@ async fn nobody_else_comes_through_and_nowhere_else() {
     assert_eq!(ask(&pass, "CONNECT qyapi.weixin.qq.com:443 HTTP/1.1\r\nhost: "), None);
     assert_eq!(ask(&pass, "\x16\x03\x01\x02\x00\x01\x00\x01\u{7f}\x03\x03\r\n\r\n"), Some(400));
     assert_eq!(fake.seen.handshakes.load(Ordering::Relaxed), 0, "nothing goes out for what is refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_wecom_does_not_share_is_told() {
+    let fake = Fake::start(Flaw::None, GOOD_TOKEN, page_of_long_ago);
+    let (client, metrics) = client(&fake);
+    assert_eq!(metrics.egress.clock_ahead_seconds.get(), 0.0);
+    client.get_chat_data(0, 10).await.expect("a page");
+    let ahead_s = (Clock::system().now().unix_ms / 1000 - LONG_AGO_S) as f64;
+    let told_s = metrics.egress.clock_ahead_seconds.get();
+    assert!((ahead_s - told_s).abs() < PATIENCE.as_secs_f64(), "{told_s} of {ahead_s}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

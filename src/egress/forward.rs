@@ -124,6 +124,9 @@ impl Forwarder {
             egress.connections_reused.inc();
         }
         let (parts, body) = response.into_parts();
+        if let Some(theirs_ms) = time_ms(&parts.headers) {
+            self.metrics.told_time(theirs_ms);
+        }
         let mut head = Head { status: parts.status, headers: parts.headers };
         remove_connection_headers(&mut head.headers);
         let body = plain(&mut head.headers, body)?;
@@ -145,6 +148,12 @@ impl Forwarder {
         }
         Ok((head, Content::Coming(body)))
     }
+}
+
+/// What time it was for whoever answered.
+fn time_ms(headers: &HeaderMap) -> Option<i64> {
+    let date = headers.get(header::DATE)?.to_str().ok()?;
+    Some(jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok()?.as_millisecond())
 }
 
 /// What of an answer is handed to the library.

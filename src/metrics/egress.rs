@@ -1,6 +1,6 @@
 //! What the egress guard counts.
 
-use prometheus::{Histogram, IntCounter, IntCounterVec};
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec};
 
 use super::CALL_BUCKETS;
 use super::declare::Declare;
@@ -9,6 +9,7 @@ use super::declare::Declare;
 #[derive(Debug)]
 pub struct EgressMetrics {
     pub first_byte_seconds: Histogram,
+    pub clock_ahead_seconds: Gauge,
     pub connections: IntCounter,
     pub connections_reused: IntCounter,
     pub bytes_sent: IntCounter,
@@ -29,6 +30,10 @@ impl EgressMetrics {
                 "egress_first_byte_seconds",
                 &CALL_BUCKETS,
                 "From a request of the vendor's library to the head of WeCom's answer, making a connection included.",
+            ),
+            clock_ahead_seconds: declare.float_gauge(
+                "egress_clock_ahead_seconds",
+                "How far this machine's clock was ahead of WeCom's when that last told the time (Date); negative: behind. Within a second and the time an answer takes.",
             ),
             connections: declare.counter(
                 "egress_connections_total",

@@ -65,13 +65,13 @@ impl Connector {
             running.spawn(supervisor::supervise(context.clone(), task, status, shutdown.clone()));
         }
         let mut first = Ended::Shutdown;
-        let mut alarm = AgeAlarm { context: &context, status: &self.status, is_raised: false };
+        let mut alarms = Alarms { context: &context, status: &self.status, are_raised: [false; 2] };
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         loop {
             let joined = tokio::select! {
                 joined = running.join_next() => joined,
                 _ = tick.tick() => {
-                    alarm.check();
+                    alarms.check();
                     continue;
                 }
             };
@@ -116,32 +116,55 @@ impl Connector {
     }
 }
 
-/// Warns before records are lost: WeCom deletes them after five days, delivered or not.
-struct AgeAlarm<'a> {
+/// How wrong a clock may be. An S3 server takes a quarter of an hour, a Kafka broker an hour.
+const CLOCK_WRONG_SECONDS: f64 = 300.0;
+
+/// Warns before records are lost: WeCom deletes them after five days, delivered or not, and Kafka by the times that they are given
+/// here.
+struct Alarms<'a> {
     context: &'a ConnectorContext,
     status: &'a ConnectorHandle,
-    is_raised: bool,
+    are_raised: [bool; 2],
 }
 
-impl AgeAlarm<'_> {
+impl Alarms<'_> {
     fn check(&mut self) {
+        let connector = &self.context.config.name;
+        let warnings = [self.age(), self.clock()];
+        let passed = ["the connector has caught up", "the clock is right again"];
+        for ((warning, is_raised), passed) in warnings.iter().zip(&mut self.are_raised).zip(passed) {
+            let was_raised = std::mem::replace(is_raised, warning.is_some());
+            match warning {
+                Some(warning) if !was_raised => tracing::warn!(connector, "{warning}"),
+                None if was_raised => tracing::info!(connector, "{passed}"),
+                _ => {}
+            }
+        }
+        let warnings: Vec<String> = warnings.into_iter().flatten().collect();
+        self.status.warn((!warnings.is_empty()).then(|| warnings.join(" ")));
+    }
+
+    fn age(&self) -> Option<String> {
         let age = self.context.metrics.oldest_undelivered_age();
         let limit = Duration::from_millis(self.context.config.undelivered_age_warning_ms);
-        let (connector, was_raised) = (&self.context.config.name, self.is_raised);
-        self.is_raised = age >= limit;
-        if self.is_raised {
-            let warning = format!(
-                "The oldest record not yet delivered is {} s old; WeCom deletes it after {ARCHIVE_WINDOW_SECONDS} s. See why the message \
-                 task does not keep up.",
+        (age >= limit).then(|| {
+            format!(
+                "The oldest record not yet delivered is {} s old; WeCom deletes it after {ARCHIVE_WINDOW_SECONDS} s. See why the \
+                 message task does not keep up.",
                 age.as_secs()
-            );
-            if !was_raised {
-                tracing::warn!(connector, "{warning}");
-            }
-            self.status.warn(Some(warning));
-        } else if was_raised {
-            tracing::info!(connector, "the connector has caught up");
-            self.status.warn(None);
-        }
+            )
+        })
+    }
+
+    fn clock(&self) -> Option<String> {
+        let ahead = self.context.metrics.egress.clock_ahead_seconds.get();
+        let wrong = if ahead > 0.0 { "ahead of" } else { "behind" };
+        (ahead.abs() >= CLOCK_WRONG_SECONDS).then(|| {
+            format!(
+                "This machine's clock is {:.0} s {wrong} WeCom's: set it. Ages are wrong, and Kafka may delete messages early or refuse \
+                 them.",
+                ahead.abs()
+            )
+        })
     }
 }

@@ -16,6 +16,14 @@ pub fn page(to: &mut dyn Write) -> std::io::Result<After> {
     Ok(After::Keep)
 }
 
+/// As [`page`], from long ago.
+pub const LONG_AGO_S: i64 = 784_111_777;
+pub fn page_of_long_ago(to: &mut dyn Write) -> std::io::Result<After> {
+    let date = "date: Sun, 06 Nov 1994 08:49:37 GMT";
+    write!(to, "HTTP/1.1 200 OK\r\n{date}\r\ncontent-length: {}\r\n\r\n{PAGE}", PAGE.len())?;
+    Ok(After::Keep)
+}
+
 /// How each is called, what comes, and what the library's caller gets: a body, or the kind of the failure.
 pub const ROWS: [(&str, Script, &str); 18] = [
     ("as it is", page, PAGE),
