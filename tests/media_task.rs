@@ -207,7 +207,7 @@ async fn a_replaced_member_commits_nothing() {
     let outside_committer = committer("outside").await;
     let outside = GroupConsumer::join(clients, &group, "outside", &[topic]).expect("a consumer");
     let uninvited = batch(&outside, received.partition.clone(), received.offset + 1);
-    outside.close().await;
+    assert!(outside.close().await, "it ends by itself");
     let uninvited = outside_committer.commit(uninvited).await;
     assert!(matches!(uninvited, Err(CommitError::Aborted(_))), "{uninvited:?}");
     assert_eq!(world.references().len(), 0);
@@ -217,8 +217,8 @@ async fn a_replaced_member_commits_nothing() {
     let late = old_committer.commit(batch(&old, received.partition, received.offset + 1)).await;
     assert!(late.is_err(), "{late:?}");
     assert_eq!(world.references().len(), 1);
-    old.close().await;
-    new.close().await;
+    assert!(old.close().await, "it ends by itself");
+    assert!(new.close().await, "it ends by itself");
 }
 
 /// An alert sees files that are about to be lost also where the store is down and the task cannot even start.
@@ -278,7 +278,7 @@ async fn a_place_that_is_taken_is_not_taken_back() {
 
     world.publish(vec![b"two".to_vec()]).await;
     assert_eq!(next(&other).await.value, b"two", "the other one is left alone");
-    other.close().await;
+    assert!(other.close().await, "it ends by itself");
 }
 
 /// A member that starts anew while its partitions move to another: each partition still has an owner.
@@ -313,8 +313,8 @@ async fn no_partition_is_nobodys_after_a_restart_in_a_rebalance() {
         }
     };
     assert!(tokio::time::timeout(PATIENCE, all_owned).await.is_ok(), "only these partitions are read: {owned:?}");
-    first.close().await;
-    second.close().await;
+    assert!(first.close().await, "it ends by itself");
+    assert!(second.close().await, "it ends by itself");
 }
 
 /// Polls until the consumer is told of such a change; whether it was, within this time.

@@ -109,8 +109,8 @@ fn gaps(corp: &Corp) -> Vec<Value> {
     gaps.map(|gap| serde_json::from_slice(gap.payload().expect("a value")).expect("JSON")).collect()
 }
 
-#[test]
-fn what_has_left_the_archive_unpulled_is_announced() {
+/// Starts a connector whose offset is of six days ago, moved back by hand before the start or not.
+fn announces_what_has_left_the_archive(is_moved: bool) {
     let kafka = Kafka::shared();
     // Seven days of messages: the first two are gone.
     let corp = Corp::new("messages = 700\nhistory_hours = 168.0\nmix = { text = 1 }", "");
@@ -121,13 +121,23 @@ fn what_has_left_the_archive_unpulled_is_announced() {
     let left = SourceOffset { seq: 50, delivered_until_ms: Some(until_ms), ..SourceOffset::default() };
     leave_offset(&topic, &corp.id, &left);
 
-    let mut worker = corp.connect(files, CONNECTOR, &[("media.enable", "false")]).start();
+    let files = corp.connect(files, CONNECTOR, &[("media.enable", "false")]);
+    if is_moved {
+        for topic in [corp.topic(), corp.topic() + "-dead-letters"] {
+            kafka.create_topic_with(&topic, 1, &[]);
+        }
+        let (code, out, said) = files.run(&["offsets", "rewind"], CONNECTOR, &["--by", "10"]);
+        assert_eq!(code, Some(0), "{out}{said}");
+        assert!(out.contains("warning: nothing from seq 41 to 50 was published in the last ten days"), "{out}");
+    }
+    let mut worker = files.start();
     worker.wait_metric("wecom_connector_last_committed_seq", &[], 700.0);
     worker.wait_metric("wecom_connector_archive_gaps_total", &[], 1.0);
     check_schemas(kafka, &corp.topics()[..1]);
 
     let found = gaps(&corp);
     assert_eq!(found.len(), 1, "{found:?}");
+    // What came before the move is not lost.
     assert_eq!((&found[0]["after_seq"], &found[0]["delivered_until_ms"]), (&json!(50), &json!(until_ms)));
     let first = read_committed(kafka, &corp.topic())
         .iter()
@@ -146,6 +156,16 @@ fn what_has_left_the_archive_unpulled_is_announced() {
     worker.wait_ready();
     worker.wait_metric("wecom_connector_archive_lag_seconds", &[], 0.0);
     assert_eq!(gaps(&corp).len(), 1);
+}
+
+#[test]
+fn what_has_left_the_archive_unpulled_is_announced() {
+    announces_what_has_left_the_archive(false);
+}
+
+#[test]
+fn what_has_left_the_archive_is_announced_also_after_a_rewind() {
+    announces_what_has_left_the_archive(true);
 }
 
 #[test]
@@ -280,6 +300,8 @@ fn what_cannot_be_done_with_an_offset_is_said() {
         ("stranger", "get", &[], 64, "there are offsets of: archive ("),
         ("stranger", "rewind", &["--by", "1"], 64, "there are offsets of: archive ("),
         ("stranger", "set", &["--seq", "5"], 64, "--allow-skip"),
+        ("stranger", "set", &["--seq", "0"], 64, "there are offsets of: archive ("),
+        ("stranger", "reset", &[], 64, "there are offsets of: archive ("),
         ("nowhere", "get", &[], 64, "nowhere.properties"),
     ] {
         let (code, out, said) = worker.files().run(&["offsets", command], connector, arguments);

@@ -12,7 +12,7 @@ use super::{WINDOW_MS, json, schema};
 /// How far everything is delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Delivered {
-    /// The last record; 0 before the first.
+    /// The last record, whenever it was; 0 before the first.
     pub seq: u64,
     /// All that the archive had up to this moment is delivered, in milliseconds since the epoch. `None`: not known.
     pub until_ms: Option<i64>,

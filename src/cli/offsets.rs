@@ -235,7 +235,7 @@ fn describe(plan: &Alteration, out: &mut impl Write) -> std::io::Result<()> {
         writeln!(
             out,
             "again {} messages and {} dead letters of the last ten days are delivered again{}",
-            again.messages - again.expired,
+            again.messages,
             again.dead_letters,
             oldest.unwrap_or_default()
         )?;
@@ -243,8 +243,15 @@ fn describe(plan: &Alteration, out: &mut impl Write) -> std::io::Result<()> {
     if again.expired > 0 {
         writeln!(
             out,
-            "warning: {} messages of that range are older than five days: WeCom has deleted them, and they do not come again",
+            "warning: {} records of that range are older than five days: WeCom has deleted them, and they do not come again",
             again.expired
+        )?;
+    }
+    if let Some((from_seq, to_seq)) = again.older {
+        writeln!(
+            out,
+            "warning: nothing from seq {from_seq} to {to_seq} was published in the last ten days: what there is of it WeCom has \
+             deleted, and it does not come again"
         )?;
     }
     Ok(())

@@ -1,10 +1,12 @@
 //! A consumer in a group. Its offsets are committed by a transactional producer, with the records that come of what it read.
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -16,6 +18,9 @@ use super::client::{ClientKind, Clients};
 use super::committer::GroupOffsets;
 
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a consumer that is to end may tell until then.
+const SERVE_TIME: Duration = Duration::from_secs(2);
 
 /// How long a consumer that ends is waited for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -167,14 +172,16 @@ impl GroupConsumer {
         async move { is_asked && answered.await.unwrap_or(false) }
     }
 
-    /// Ends the consumer, within twenty seconds: one that does not end is left to itself. Its partitions stay its own for the
-    /// session's time-out (`session.timeout.ms`), should it come again.
-    pub async fn close(self) {
+    /// Ends the consumer, within twenty seconds; gives whether it has ended. One that has not is left to itself. Its partitions
+    /// stay its own for the session's time-out (`session.timeout.ms`), should it come again.
+    pub async fn close(self) -> bool {
         let Self { consumer, keeper: Keeper { questions, ended } } = self;
         drop((consumer, questions));
-        if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
+        let has_ended = matches!(tokio::time::timeout(CLOSE_TIMEOUT, ended).await, Ok(Ok(())));
+        if !has_ended {
             tracing::warn!("a consumer has not ended in time and is left to itself");
         }
+        has_ended
     }
 }
 
@@ -204,11 +211,25 @@ fn does_broker_answer(consumer: &StreamConsumer<Changes>) -> bool {
 /// Serves the rebalances that wait. While a consumer is closed, librdkafka (2.12.1, `rd_kafka_cgrp_op_serve`) drops an assignment
 /// without an answer, and whoever serves a rebalance that came before waits for ever.
 fn serve_changes(consumer: &StreamConsumer<Changes>) {
-    loop {
-        let is_record = consumer.recv().now_or_never().is_some();
-        if !is_record && consumer.context().take().is_empty() {
+    let until = Instant::now() + SERVE_TIME;
+    let served = Arc::new(Served::default());
+    let waker = Waker::from(served.clone());
+    // Something that is no record, be it a line for the log, is served within the poll and wakes whoever polls.
+    while Instant::now() < until {
+        let next = pin!(consumer.recv()).poll(&mut Context::from_waker(&waker));
+        if matches!(next, Poll::Pending) && !served.0.swap(false, Ordering::AcqRel) {
             break;
         }
+    }
+}
+
+/// Whether somebody was woken.
+#[derive(Default)]
+struct Served(AtomicBool);
+
+impl Wake for Served {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

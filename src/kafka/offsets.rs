@@ -21,7 +21,7 @@ pub struct SourceOffset {
     /// Which start of a worker wrote it: tells a real fencing from a time-out of our own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// All that the archive had up to this moment is published, milliseconds since the epoch.
+    /// All that the archive had up to this moment is published, by this epoch or an earlier one, milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivered_until_ms: Option<i64>,
     /// How often the offset was moved by hand.
@@ -53,8 +53,15 @@ impl SourceOffset {
             skipped = without(&skipped, (republished_to, seq));
             skipped.push((republished_to, seq));
         }
-        // How far all is delivered is not known any more: what lies in between may be gone by now.
-        Self { seq, epoch: self.epoch + 1, epoch_after_seq: seq, republished_to, skipped, ..Self::default() }
+        // Up to when all is delivered stays true: what comes again was delivered by then.
+        let delivered_until_ms = self.delivered_until_ms;
+        let epoch = self.epoch + 1;
+        Self { seq, epoch, epoch_after_seq: seq, republished_to, skipped, delivered_until_ms, ..Self::default() }
+    }
+
+    /// The last record that this epoch or an earlier one has published.
+    pub fn published_to(&self) -> u64 {
+        self.seq.max(self.republished_to)
     }
 }
 
@@ -200,6 +207,7 @@ mod tests {
                 offset = SourceOffset { seq: offset.seq + count, ..offset };
                 offset = offset.moved_to(to);
                 before.clone_from(&published);
+                prop_assert!(offset.published_to() >= published.last().copied().unwrap_or_default());
                 prop_assert_eq!(offset.republished_to, published.last().copied().unwrap_or_default());
             }
         }

@@ -38,12 +38,15 @@ pub enum Target {
 /// What would be delivered again, as far as the topics tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Again {
+    /// Without those that WeCom has deleted.
     pub messages: u64,
     pub dead_letters: u64,
-    /// Of the messages, in milliseconds since the epoch.
+    /// Of the messages, also of those that WeCom has deleted, in milliseconds since the epoch.
     pub oldest_msgtime_ms: Option<i64>,
-    /// Messages older than five days: WeCom has deleted them, and they are not delivered again.
+    /// Messages and dead letters older than five days: WeCom has deleted them, and they are not delivered again.
     pub expired: u64,
+    /// From the first to the second seq the topics of the last ten days have nothing: what there is of it is older.
+    pub older: Option<(u64, u64)>,
 }
 
 /// A change of the offset, before it is made.
@@ -68,7 +71,7 @@ pub enum AlterationError {
     Offset(#[from] OffsetError),
     #[error(transparent)]
     Scan(#[from] ScanError),
-    #[error("no offset is stored for this connector, so there is nothing to go back from")]
+    #[error("no offset is stored for this connector: there is nothing to go back from")]
     NoOffset,
     #[error(
         "no message of the topic has this time or a later one; give a time that is not after the newest message, or --to-seq"
@@ -139,6 +142,8 @@ impl StoredOffset {
         let from = self.get()?;
         let stands_at = from.as_ref().map(|offset| offset.seq);
         let seq = match target {
+            // A connector without an offset begins with the oldest record anyway; its name may be a mistake.
+            Target::After(0) if stands_at.is_none() => return Err(AlterationError::NoOffset),
             Target::After(seq) => seq,
             Target::Record(seq) => {
                 let offset = stands_at.ok_or(AlterationError::NoOffset)?;
@@ -197,27 +202,30 @@ impl StoredOffset {
     fn again(&self, after_seq: u64, to_seq: u64) -> Result<Again, ScanError> {
         let now_ms = self.clock.now().unix_ms;
         let (mut again, is_again) = (Again::default(), |seq: u64| seq > after_seq && seq <= to_seq);
-        let mut seen = BTreeSet::new();
+        let is_expired = |time_ms: i64| time_ms < now_ms.saturating_sub(WINDOW_MS);
+        let (mut seen, mut first_seq) = (BTreeSet::new(), None::<u64>);
         self.visit_messages(now_ms.saturating_sub(SCANNED_MS), |seq, msgtime_ms| {
+            first_seq = Some(first_seq.map_or(seq, |first| first.min(seq)));
             // An earlier epoch may have published it as well.
             if !is_again(seq) || !seen.insert(seq) {
                 return;
             }
-            again.messages += 1;
-            if let Some(msgtime_ms) = msgtime_ms {
-                again.expired += u64::from(msgtime_ms < now_ms.saturating_sub(WINDOW_MS));
-                again.oldest_msgtime_ms = Some(again.oldest_msgtime_ms.map_or(msgtime_ms, |it| it.min(msgtime_ms)));
-            }
+            *(if msgtime_ms.is_some_and(is_expired) { &mut again.expired } else { &mut again.messages }) += 1;
+            again.oldest_msgtime_ms = again.oldest_msgtime_ms.into_iter().chain(msgtime_ms).min();
         })?;
         seen.clear();
         let source = format!("/wecom/{}", self.key.corp_id);
         scan::scan(&self.clients, &self.dead_letters, Begin::Time(now_ms.saturating_sub(SCANNED_MS)), |record| {
-            let seq = record.header("wecom.seq").and_then(|seq| seq.parse().ok());
-            let is_ours = record.header("ce_source") == Some(&source);
-            if is_ours && seq.is_some_and(|seq| is_again(seq) && seen.insert(seq)) {
-                again.dead_letters += 1;
+            let seq = record.header("wecom.seq").and_then(|seq| seq.parse::<u64>().ok());
+            let Some(seq) = seq.filter(|_| record.header("ce_source") == Some(&source)) else { return };
+            first_seq = Some(first_seq.map_or(seq, |first: u64| first.min(seq)));
+            if is_again(seq) && seen.insert(seq) {
+                // It is sealed, so its own time is not known; it was pulled later than that.
+                *(if is_expired(record.timestamp_ms()) { &mut again.expired } else { &mut again.dead_letters }) += 1;
             }
         })?;
+        let older_to = first_seq.map_or(to_seq, |first| first.saturating_sub(1)).min(to_seq);
+        again.older = (older_to > after_seq).then_some((after_seq + 1, older_to));
         Ok(again)
     }
 

@@ -55,13 +55,16 @@ pub struct Preparer<'a> {
     topics: &'a Topics,
     offset: SourceOffset,
     delivered: Delivered,
+    /// The record before the next one in this epoch.
+    previous_seq: u64,
 }
 
 impl<'a> Preparer<'a> {
     /// For what comes after `offset`.
     pub fn new(context: &'a Arc<ConnectorContext>, topics: &'a Topics, offset: SourceOffset) -> Self {
-        let delivered = Delivered { seq: offset.seq, until_ms: offset.delivered_until_ms };
-        Self { context, topics, offset, delivered }
+        // What an earlier epoch has published and does not come again is not lost.
+        let delivered = Delivered { seq: offset.published_to(), until_ms: offset.delivered_until_ms };
+        Self { context, topics, delivered, previous_seq: offset.seq, offset }
     }
 
     /// Prepares every page, in order.
@@ -110,14 +113,13 @@ impl<'a> Preparer<'a> {
         let drained_ms = drained_at_ms.filter(|_| first_seq.is_some() || !self.delivered.is_outrun(pulled_at_ms));
         let until_ms = self.delivered.until_ms.max(newest_ms).max(drained_ms);
         let before = self.delivered;
-        let mut previous_seq = before.seq;
-        self.delivered = Delivered { seq: page.last_seq.unwrap_or(before.seq), until_ms };
+        self.delivered = Delivered { seq: before.seq.max(page.last_seq.unwrap_or_default()), until_ms };
         (prepared.delivered_until_ms, prepared.gap, prepared.newest_msgtime_ms) = (until_ms, gap, newest_ms);
         for (element, outcome) in elements.iter().zip(outcomes) {
             let link = element.seq().map(|seq| {
                 let (epoch, is_republished) = (self.offset.epoch, self.offset.is_republished(seq));
-                let link = Link { previous_seq, epoch, is_republished };
-                previous_seq = seq;
+                let link = Link { previous_seq: self.previous_seq, epoch, is_republished };
+                self.previous_seq = seq;
                 link
             });
             let mut request_bytes_max = None;
