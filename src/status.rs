@@ -240,7 +240,7 @@ impl StatusBoard {
                 let name = format!("task {}-{id}", connector.name);
                 if task.state == State::Failed {
                     problems.push(describe(&name, task));
-                } else if task.state.wants_progress() && task.progress_age > self.task_progress_timeout {
+                } else if self.is_stuck(task) {
                     let age = task.progress_age.as_secs();
                     problems.push(format!("{} It has made no progress for {age} s.", describe(&name, task)));
                 }
@@ -250,6 +250,10 @@ impl StatusBoard {
             return Health::Unhealthy(problems.join(" "));
         }
         self.readiness_of(&connectors).map_or_else(Health::Starting, |()| Health::Healthy)
+    }
+
+    fn is_stuck(&self, task: &Status) -> bool {
+        task.state.wants_progress() && task.progress_age > self.task_progress_timeout
     }
 
     /// Ready once every task that is meant to work has been past its start. The error names what is still missing.
@@ -327,6 +331,16 @@ impl ConnectorHandle {
 
     pub fn stopped(&self) {
         self.enter(State::Stopped, None);
+    }
+
+    /// The tasks that say that they run and have got nothing done for longer than the timeout, and for how long.
+    pub fn stuck(&self) -> Vec<(u32, Duration)> {
+        let connectors = self.board.connectors();
+        let tasks = connectors.iter().filter(|it| it.name == self.name).flat_map(|it| &it.tasks);
+        tasks
+            .filter(|(_, task)| task.state == State::Running && self.board.is_stuck(task))
+            .map(|(id, task)| (*id, task.progress_age))
+            .collect()
     }
 
     /// Something about the connector that somebody should look at while it runs; `None` takes it back.

@@ -371,6 +371,34 @@ fn falling_behind_is_told_before_it_is_a_loss() {
 }
 
 #[test]
+fn a_task_that_runs_without_progress_is_found() {
+    let kafka = Kafka::shared();
+    let corp = Corp::new("messages = 100\nmix = { text = 1 }", "");
+    let files = WorkerFiles::new(kafka).set("task.progress.timeout.ms", "2000");
+    // It pulls, and the commit waits for the broker: nothing is got done.
+    let mut worker = corp.connect(files, CONNECTOR, &[("media.enable", "false")]).start();
+    wait_committed(&mut worker, 100.0);
+    corp.change(
+        "messages = 100\nmix = { text = 1 }",
+        "[[fault]]\nfunction = \"GetChatData\"\nhang = true\ntimes = \"always\"",
+    );
+    worker.kill_sdk_host();
+    let trace = |worker: &Worker| {
+        let (_, status) = worker.get("/connectors/archive/status").expect("an answer");
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        status["connector"]["trace"].as_str().unwrap_or_default().to_owned()
+    };
+    wait_until("a status that says so", PATIENCE, || trace(&worker).contains("task 0 has done nothing for"));
+    assert!(worker.log().contains("RUNNING without progress: task 0"), "{}", worker.log());
+    let (code, health) = worker.get("/health").expect("an answer");
+    assert!(code == 503 && health.contains("no progress"), "{code} {health}");
+    corp.change("messages = 100\nmix = { text = 1 }", "");
+    worker.kill_sdk_host();
+    wait_until("a status that has taken it back", PATIENCE, || !trace(&worker).contains("has done nothing"));
+    assert!(worker.log().contains("makes progress again"), "{}", worker.log());
+}
+
+#[test]
 fn what_was_pulled_before_a_refusal_is_published() {
     let kafka = Kafka::shared();
     // The licence ends: what was pulled until then cannot be pulled again before somebody has paid.

@@ -80,20 +80,29 @@ async fn every_request_ends_in_one_reference_event() {
     assert!((1..=9).contains(&fetched), "{fetched} times");
 }
 
-/// Requests that are done must not outlive the offsets that say so: brokers forget these a week after the group's last member.
+/// Requests that are done must not outlive the offsets that say so: brokers forget these a week after the group's last member. A
+/// dead letter is replayed when its key is found, be it in months.
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_are_kept_for_a_week() {
+async fn requests_are_kept_for_a_week_and_dead_letters_for_good() {
     let world = World::new(Kafka::shared(), 1);
     wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
+    let config = &world.context.config;
+    let of_requests =
+        [("retention.ms", "604800000"), ("segment.ms", "86400000"), ("message.timestamp.type", "LogAppendTime")];
+    let rows = [
+        (&config.media_requests_topic, &of_requests[..]),
+        (&config.media_retries_topic, &of_requests),
+        (&config.dead_letter_topic, &[("retention.ms", "-1"), ("message.timestamp.type", "CreateTime")]),
+    ];
     let admin: AdminClient<_> =
         ClientConfig::new().set("bootstrap.servers", &world.bootstrap).create().expect("an admin client");
-    for topic in [&world.context.config.media_requests_topic, &world.context.config.media_retries_topic] {
+    for (topic, expected) in rows {
         let settings = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &AdminOptions::new()).await;
         let settings = settings.expect("an answer").remove(0).expect("the topic's settings");
-        let value = |name: &str| settings.get(name).and_then(|entry| entry.value.clone());
-        assert_eq!(value("retention.ms").as_deref(), Some("604800000"), "{topic}");
-        assert_eq!(value("segment.ms").as_deref(), Some("86400000"), "{topic}");
-        assert_eq!(value("message.timestamp.type").as_deref(), Some("LogAppendTime"), "{topic}");
+        for (name, value) in expected {
+            let found = settings.get(name).and_then(|entry| entry.value.as_deref());
+            assert_eq!(found, Some(*value), "{name} of {topic}");
+        }
     }
 }
 

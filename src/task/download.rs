@@ -249,6 +249,7 @@ impl<S: ChunkSource> Downloader<S> {
                 hashes.update(&bytes);
                 upload.write(Bytes::from(bytes)).await?;
                 data = chunks.next().await?;
+                crash_point::reach("chunk_written");
             }
             Ok(())
         }

@@ -54,6 +54,11 @@ impl Topics {
                         }
                         REQUESTS_RETENTION_MS_MIN
                     }
+                    // They can be replayed when the key is found, be it in months.
+                    Topic::DeadLetters => {
+                        settings.entry("retention.ms".into()).or_insert_with(|| "-1".into());
+                        0
+                    }
                     _ => 0,
                 };
                 WantedTopic {

@@ -65,7 +65,7 @@ impl Connector {
             running.spawn(supervisor::supervise(context.clone(), task, status, shutdown.clone()));
         }
         let mut first = Ended::Shutdown;
-        let mut alarms = Alarms { context: &context, status: &self.status, are_raised: [false; 2] };
+        let mut alarms = Alarms { context: &context, status: &self.status, are_raised: [false; 3] };
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         loop {
             let joined = tokio::select! {
@@ -120,18 +120,18 @@ impl Connector {
 const CLOCK_WRONG_SECONDS: f64 = 300.0;
 
 /// Warns before records are lost: WeCom deletes them after five days, delivered or not, and Kafka by the times that they are given
-/// here.
+/// here. And finds tasks that say that they run and do nothing.
 struct Alarms<'a> {
     context: &'a ConnectorContext,
     status: &'a ConnectorHandle,
-    are_raised: [bool; 2],
+    are_raised: [bool; 3],
 }
 
 impl Alarms<'_> {
     fn check(&mut self) {
         let connector = &self.context.config.name;
-        let warnings = [self.age(), self.clock()];
-        let passed = ["the connector has caught up", "the clock is right again"];
+        let warnings = [self.age(), self.clock(), self.stuck()];
+        let passed = ["the connector has caught up", "the clock is right again", "every task makes progress again"];
         for ((warning, is_raised), passed) in warnings.iter().zip(&mut self.are_raised).zip(passed) {
             let was_raised = std::mem::replace(is_raised, warning.is_some());
             match warning {
@@ -154,6 +154,13 @@ impl Alarms<'_> {
                 age.as_secs()
             )
         })
+    }
+
+    fn stuck(&self) -> Option<String> {
+        let stuck = self.status.stuck();
+        let tasks = stuck.iter().map(|(task, age)| format!("task {task} has done nothing for {} s", age.as_secs()));
+        let tasks: Vec<String> = tasks.collect();
+        (!tasks.is_empty()).then(|| format!("RUNNING without progress: {}. See the log.", tasks.join(", ")))
     }
 
     fn clock(&self) -> Option<String> {

@@ -1,5 +1,7 @@
 //! An S3 server over a folder: an object is a file under the root.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,6 +42,12 @@ impl S3 {
     /// Folder whose subfolders are the buckets.
     pub fn root(&self) -> PathBuf {
         self.folder.path().join("root")
+    }
+
+    /// Parts of uploads that are not completed, or never were.
+    pub fn parts(&self) -> BTreeSet<OsString> {
+        let files = std::fs::read_dir(self.root()).expect("the server's folder").filter_map(Result::ok);
+        files.map(|file| file.file_name()).filter(|name| name.to_string_lossy().contains(".part-")).collect()
     }
 
     /// `kill -9`.

@@ -73,7 +73,13 @@ pub enum Fault {
     KillStorage {
         down: Duration,
     },
+    /// In the middle of a multipart upload.
+    KillStorageInUpload,
     FreezeStorage {
+        duration: Duration,
+    },
+    /// Works for a moment, stands still for a longer one, and so on.
+    SlowStorage {
         duration: Duration,
     },
     /// No object larger than a few bytes can be written.
@@ -122,9 +128,11 @@ const DECK: [(u64, fn(&mut Random) -> Fault); 19] = [
     (4, |random| Fault::Zombie { point: zombie_point(random) }),
     (2, |random| Fault::SlowTakeOver { duration: random.ms(0, 2_000) }),
     (8, |random| Fault::Library(&LIBRARY[random.below(LIBRARY.len() as u64) as usize])),
-    (2, |random| match random.below(2) {
+    (4, |random| match random.below(4) {
         0 => Fault::KillStorage { down: random.ms(500, 4_000) },
-        _ => Fault::FreezeStorage { duration: random.ms(500, 4_000) },
+        1 => Fault::KillStorageInUpload,
+        2 => Fault::FreezeStorage { duration: random.ms(500, 4_000) },
+        _ => Fault::SlowStorage { duration: random.ms(1_000, 5_000) },
     }),
     (2, |random| Fault::FillStorage { duration: random.ms(500, 4_000) }),
     (1, |_| Fault::FillLog),
@@ -153,6 +161,7 @@ const POINTS: &[(&str, u64)] = &[
     ("offsets_answered", 4),
     ("commit_called", 12),
     ("commit_answered", 12),
+    ("chunk_written", 9),
     ("upload_written", 6),
     ("upload_done", 6),
     ("media_event", 6),
@@ -227,7 +236,9 @@ impl Fault {
             | Fault::Network { .. }
             | Fault::Library(_)
             | Fault::KillStorage { .. }
+            | Fault::KillStorageInUpload
             | Fault::FreezeStorage { .. }
+            | Fault::SlowStorage { .. }
             | Fault::FillStorage { .. }
             | Fault::Rebalance { kills: false, .. } => false,
         }
@@ -252,7 +263,9 @@ impl Fault {
             Fault::SlowTakeOver { .. } => "slow take-over".into(),
             Fault::Library(fault) => format!("library: {}", fault.name),
             Fault::KillStorage { .. } => "kill -9 of the S3 server".into(),
+            Fault::KillStorageInUpload => "kill -9 of the S3 server in a multipart upload".into(),
             Fault::FreezeStorage { .. } => "S3 server frozen".into(),
+            Fault::SlowStorage { .. } => "S3 server slow".into(),
             Fault::FillStorage { .. } => "storage full".into(),
             Fault::FillLog => "disk full for logs".into(),
             Fault::Rebalance { kills: false, .. } => "rebalance of the media tasks".into(),

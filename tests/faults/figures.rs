@@ -81,7 +81,7 @@ impl fmt::Display for Figures {
             writeln!(f, "  {count:5}  {whom}")?;
         }
         let (half, most, all) = (percentile(0.5), percentile(0.99), percentile(1.0));
-        writeln!(f, "time to recover: p50 {half:.2} s, p99 {most:.2} s, longest {all:.2} s")?;
+        writeln!(f, "time to pull and commit again: p50 {half:.2} s, p99 {most:.2} s, longest {all:.2} s")?;
         if let (Some(first), Some(last)) = (self.sizes.first(), self.sizes.last()) {
             let largest =
                 self.sizes.iter().fold((0, 0), |so_far: (u64, u64), now| (so_far.0.max(now.0), so_far.1.max(now.1)));
@@ -103,8 +103,8 @@ impl fmt::Display for Figures {
             self.judgements, self.records, self.media
         )?;
         let (lost, twice, order) = (
-            &["missing", "chain_broken", "request_missing", "reference_missing"],
-            &["twice", "reference_twice"],
+            &["missing", "chain_broken", "request_missing", "reference_missing", "object_missing", "offset_ahead"],
+            &["twice", "reference_twice", "replayed_twice"],
             &["out_of_order"],
         );
         writeln!(f, "records lost: {}", self.found(lost))?;

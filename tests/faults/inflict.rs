@@ -15,6 +15,10 @@ use super::{CONNECTOR, CORP, PUBLISHED, RECOVERY, Stage};
 /// How long a stranger in the media tasks' group waits for a record.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// A slow storage stands still for so long, and works for so long.
+const STILL: Duration = Duration::from_millis(400);
+const AT_WORK: Duration = Duration::from_millis(20);
+
 /// From Debian's package libfaketime.
 const FAKETIME: &str = "/usr/$LIB/faketime/libfaketimeMT.so.1";
 
@@ -84,6 +88,25 @@ impl Stage {
                 self.figures.kill("S3 server");
                 std::thread::sleep(*down);
                 self.s3.start_again();
+                self.over()
+            }
+            Fault::KillStorageInUpload => {
+                // One of several parts comes about every minute.
+                let before = self.s3.parts();
+                wait_until("a part of a file to be stored", RECOVERY, || !self.s3.parts().is_subset(&before));
+                self.s3.kill();
+                self.figures.kill("S3 server");
+                self.s3.start_again();
+                self.over()
+            }
+            Fault::SlowStorage { duration } => {
+                let until = Instant::now() + *duration;
+                while Instant::now() < until {
+                    self.s3.freeze();
+                    std::thread::sleep(STILL);
+                    self.s3.thaw();
+                    std::thread::sleep(AT_WORK);
+                }
                 self.over()
             }
             Fault::FreezeStorage { duration } => {

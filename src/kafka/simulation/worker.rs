@@ -61,9 +61,7 @@ pub async fn work(handle: Handle, mistake: Option<Mistake>) {
                 let mut world = handle.world();
                 world.count("workers that stop as fenced");
                 world.note(|| format!("worker {} stops: {reason}", handle.process));
-                if world.running.len() == 1 {
-                    world.broker.judge.said_fenced(handle.process);
-                }
+                world.broker.judge.said_fenced(&instance);
                 return;
             }
             Err(error) => {
