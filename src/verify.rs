@@ -70,6 +70,7 @@ pub struct CannotLook(pub String);
 struct Look<'a> {
     connector: &'a str,
     corp_id: &'a str,
+    dead_letter_topic: &'a str,
     findings: Findings,
     join: Join,
     objects: Objects,
@@ -105,6 +106,7 @@ pub fn run(worker: &WorkerConfig, connector: &ConnectorConfig, scope: &Scope) ->
     let mut look = Look {
         connector: name,
         corp_id,
+        dead_letter_topic: &connector.dead_letter_topic,
         findings: Findings::new(scope.seqs.clone()),
         join: Join::new().map_err(|error| temporary(&error))?,
         objects: Objects::new(scope.storage, store, runtime),
@@ -128,8 +130,12 @@ pub fn run(worker: &WorkerConfig, connector: &ConnectorConfig, scope: &Scope) ->
     media::read_references(&kafka, &references, &mut look)?;
 
     let Look { mut findings, join, .. } = look;
-    let whole =
-        Whole { messages: messages.is_whole(), requests: requests.is_whole(), references: references.is_whole() };
+    let whole = Whole {
+        messages: messages.is_whole(),
+        requests: requests.is_whole(),
+        references: references.is_whole(),
+        dead_letters: dead_letters.is_whole(),
+    };
     media::judge(join, whole, &mut findings)?;
     offset::judge(before, after, &ends, &remains, &mut findings);
     if findings.counted("media", "open") > 0 && requests_done.iter().all(Option::is_none) {

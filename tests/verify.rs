@@ -50,8 +50,9 @@ const ROWS: &[Row] = &[
     ("rewound, no marks", |it| it.rewind(false), &[], &[("twice", Some(11)), ("twice", Some(12))]),
     ("rewound, end lost before", |it| { it.rewind(true); it.remove(MESSAGES, LAST_SEQ); }, &[],
         &[("missing", None), ("wrong_mark", Some(LAST_SEQ))]),
-    ("replayed", |it| it.replay(1), &[], &[]),
-    ("replayed twice", |it| it.replay(2), &[], &[("replayed_twice", Some(5))]),
+    ("replayed", |it| it.replay(1, "{}@0"), &[], &[]),
+    ("replayed twice", |it| it.replay(2, "{}@0"), &[], &[("replayed_twice", Some(5))]),
+    ("replayed from nowhere", |it| it.replay(1, "{}@1"), &[], &[("replayed_from_nowhere", Some(5))]),
     // The offset.
     ("offset behind", |it| it.offset = Some(json!({"seq": LAST_SEQ - 1}).to_string()), &[], &[("offset_behind", None)]),
     ("offset ahead", |it| it.offset = Some(json!({"seq": LAST_SEQ + 1}).to_string()), &[], &[("offset_ahead", None)]),

@@ -87,6 +87,8 @@ pub enum Kind {
     /// The reference names another store than the connector's file.
     ObjectElsewhere,
     Foreign,
+    /// A message says that it was a dead letter, and that is not there, or is of another seq.
+    ReplayedFromNowhere,
     Tombstone,
     Unreadable,
 }
@@ -103,7 +105,7 @@ impl Kind {
                 Promise::References
             }
             Self::ObjectMissing | Self::ObjectDiffers | Self::ObjectElsewhere => Promise::Objects,
-            Self::Foreign | Self::Tombstone | Self::Unreadable => Promise::Clean,
+            Self::Foreign | Self::ReplayedFromNowhere | Self::Tombstone | Self::Unreadable => Promise::Clean,
         }
     }
 }

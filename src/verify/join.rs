@@ -30,13 +30,25 @@ pub enum Fact {
     RetryOpen,
     /// A reference says what became of it.
     Referenced,
+    /// It is a dead letter.
+    DeadLetter,
     /// A message was replayed from the dead letter that the id names.
     Replayed,
+    /// The same, where it was in a topic that is not looked at.
+    ReplayedElsewhere,
 }
 
 impl Fact {
-    const ALL: [Self; 6] =
-        [Self::Named, Self::Requested, Self::RequestedOpen, Self::RetryOpen, Self::Referenced, Self::Replayed];
+    const ALL: [Self; 8] = [
+        Self::Named,
+        Self::Requested,
+        Self::RequestedOpen,
+        Self::RetryOpen,
+        Self::Referenced,
+        Self::DeadLetter,
+        Self::Replayed,
+        Self::ReplayedElsewhere,
+    ];
 }
 
 /// Rows on disk. The files have no names: they are gone with the process, however it ends.
@@ -103,7 +115,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_row_comes_back_with_those_of_its_id(rows in prop::collection::vec((0..9_u128, 0..6_usize, any::<u64>()), 0..200)) {
+        fn every_row_comes_back_with_those_of_its_id(rows in prop::collection::vec((0..9_u128, 0..8_usize, any::<u64>()), 0..200)) {
             let mut expected: BTreeMap<u128, Vec<Row>> = BTreeMap::new();
             let mut join = Join::new().unwrap();
             for (number, fact, seq) in rows {

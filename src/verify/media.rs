@@ -103,6 +103,7 @@ pub struct Whole {
     pub messages: bool,
     pub requests: bool,
     pub references: bool,
+    pub dead_letters: bool,
 }
 
 /// Brings together what the topics say of each file.
@@ -113,14 +114,8 @@ pub fn judge(join: Join, whole: Whole, findings: &mut Findings) -> Result<(), Ca
 fn judge_file(rows: &[Row], whole: Whole, findings: &mut Findings) {
     let count = |facts: &[Fact]| rows.iter().filter(|row| facts.contains(&row.fact)).count();
     let Some(Row { id, seq, .. }) = rows.first() else { return };
-    let replayed = count(&[Fact::Replayed]);
-    if replayed > 0 {
-        if replayed > 1 {
-            findings.add(Kind::ReplayedTwice, Some(*seq), || {
-                format!("the dead letter of seq {seq} was replayed {replayed} times")
-            });
-        }
-        return;
+    if count(&[Fact::DeadLetter, Fact::Replayed, Fact::ReplayedElsewhere]) > 0 {
+        return judge_dead_letter(rows, whole, findings);
     }
     let named = count(&[Fact::Named]);
     let requested = count(&[Fact::Requested, Fact::RequestedOpen]);
@@ -156,14 +151,36 @@ fn judge_file(rows: &[Row], whole: Whole, findings: &mut Findings) {
     }
 }
 
+fn judge_dead_letter(rows: &[Row], whole: Whole, findings: &mut Findings) {
+    let (letters, replayed): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.fact == Fact::DeadLetter);
+    let Some(Row { seq, fact, .. }) = replayed.first() else { return };
+    let replayed = replayed.len();
+    if replayed > 1 {
+        findings.add(Kind::ReplayedTwice, Some(*seq), || {
+            format!("the dead letter of seq {seq} was replayed {replayed} times")
+        });
+    }
+    // What retention has deleted, or lies elsewhere, cannot be looked at.
+    let is_there = match letters.first() {
+        Some(letter) => letter.seq == *seq,
+        None => !whole.dead_letters || *fact == Fact::ReplayedElsewhere,
+    };
+    if !is_there {
+        findings.add(Kind::ReplayedFromNowhere, Some(*seq), || {
+            format!("seq {seq} says that it was replayed, and its dead letter is not where it says")
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn files_are_judged_by_what_all_topics_say() {
-        use Fact::{Named, Referenced, Replayed, Requested, RequestedOpen, RetryOpen};
-        const ALL: Whole = Whole { messages: true, requests: true, references: true };
+        use Fact::{DeadLetter, Named, Referenced, Replayed, ReplayedElsewhere, Requested, RequestedOpen, RetryOpen};
+        const ALL: Whole = Whole { messages: true, requests: true, references: true, dead_letters: true };
+        const DEAD_LETTERS_GONE: Whole = Whole { dead_letters: false, ..ALL };
         const REQUESTS_GONE: Whole = Whole { requests: false, ..ALL };
         const REFERENCES_GONE: Whole = Whole { references: false, ..ALL };
         let rows: &[(&[Fact], Whole, Option<Kind>)] = &[
@@ -185,8 +202,13 @@ mod tests {
             (&[Named, Referenced], REQUESTS_GONE, None),
             (&[Named, Referenced, Referenced], REQUESTS_GONE, Some(Kind::ReferenceTwice)),
             (&[Named, Requested], REFERENCES_GONE, None),
-            (&[Replayed], ALL, None),
-            (&[Replayed, Replayed], ALL, Some(Kind::ReplayedTwice)),
+            (&[DeadLetter], ALL, None),
+            (&[DeadLetter, Replayed], ALL, None),
+            (&[DeadLetter, Replayed, Replayed], ALL, Some(Kind::ReplayedTwice)),
+            (&[Replayed], ALL, Some(Kind::ReplayedFromNowhere)),
+            (&[Replayed], DEAD_LETTERS_GONE, None),
+            (&[ReplayedElsewhere], ALL, None),
+            (&[ReplayedElsewhere, ReplayedElsewhere], ALL, Some(Kind::ReplayedTwice)),
         ];
         for (facts, whole, expected) in rows {
             let mut findings = Findings::new(0..=u64::MAX);

@@ -144,7 +144,10 @@ fn archived(message: &BorrowedMessage<'_>, place: Place, look: &mut Look<'_>, pa
     if let Some(from) = header(message, REPLAYED_FROM) {
         if look.findings.covers(seq) {
             look.findings.count("messages", "replayed");
-            look.push_row(Row { id: record::hashed(from.as_bytes()), fact: Fact::Replayed, seq })?;
+            let partition = from.strip_prefix(look.dead_letter_topic).and_then(|rest| rest.strip_prefix('-'));
+            let is_of_topic = partition.is_some_and(|rest| rest.starts_with(|digit: char| digit.is_ascii_digit()));
+            let fact = if is_of_topic { Fact::Replayed } else { Fact::ReplayedElsewhere };
+            look.push_row(Row { id: record::hashed(from.as_bytes()), fact, seq })?;
         }
         return Ok(None);
     }
@@ -187,7 +190,11 @@ fn dead_letter(message: &BorrowedMessage<'_>, place: Place, look: &mut Look<'_>)
         // A request that was none: it never was in the archive.
         return Ok(None);
     }
-    Ok(seq.map(|seq| sequenced(message, seq, place)))
+    let Some(seq) = seq else { return Ok(None) };
+    if look.findings.covers(seq) {
+        look.push_row(Row { id: record::hashed(place.to_string().as_bytes()), fact: Fact::DeadLetter, seq })?;
+    }
+    Ok(Some(sequenced(message, seq, place)))
 }
 
 fn sequenced(message: &BorrowedMessage<'_>, seq: u64, place: Place) -> Sequenced {

@@ -222,12 +222,12 @@ impl Filled {
         self.offset = Some(json!({"seq": LAST_SEQ, "epoch": 1, "republished_to": LAST_SEQ}).to_string());
     }
 
-    /// The dead letter was opened later.
-    pub fn replay(&mut self, times: usize) {
+    /// The dead letter was opened later; where it says that it lay.
+    pub fn replay(&mut self, times: usize, from: &str) {
         let mut record = self.find(MESSAGES, 6).clone();
         record.become_dead_letter();
         record.headers.retain(|(name, _)| *name != "wecom.previous_seq");
-        record.set("wecom.replayed_from", "dead-letters-0@0");
+        record.set("wecom.replayed_from", &from.replace("{}", &format!("{}{DEAD_LETTERS}-{}", self.topic, due(CORP))));
         self.records.extend(std::iter::repeat_n(record, times));
     }
 
