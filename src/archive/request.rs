@@ -38,7 +38,7 @@ pub struct MediaRequest {
     pub msgtime_ms: Option<i64>,
     /// When the message was pulled.
     pub first_seen_ms: i64,
-    /// When WeCom no longer gives the file out. See [`deadline_ms`].
+    /// When WeCom no longer gives the file out, by the clock of the pull. See [`deadline_ms`].
     pub deadline_ms: i64,
     /// How often it was tried so far.
     pub attempts: u32,
@@ -90,6 +90,13 @@ impl MediaRequest {
         self.deadline_ms.saturating_sub(WINDOW_MS)
     }
 
+    /// The deadline as it is judged at this moment. A clock that was far behind took the message's time for impossible, and the
+    /// deadline for one that was over as soon as the clock was right.
+    pub fn deadline_at(&self, now_ms: i64) -> i64 {
+        let possible = self.msgtime_ms.filter(|msgtime_ms| is_possible(*msgtime_ms, now_ms));
+        possible.map_or(self.deadline_ms, |msgtime_ms| self.deadline_ms.max(msgtime_ms.saturating_add(WINDOW_MS)))
+    }
+
     /// The request as it is put back after a failed try.
     pub fn failed(mut self, error: String, not_before_ms: i64) -> Self {
         self.attempts = self.attempts.saturating_add(1);
@@ -127,14 +134,41 @@ impl MediaRequest {
 /// Five days after the message. Five days after it was first seen, where its time is missing, 0, more than five days before, or
 /// more than an hour ahead: then it says nothing of when the file came to WeCom.
 pub fn deadline_ms(msgtime_ms: Option<i64>, first_seen_ms: i64) -> i64 {
-    let possible = first_seen_ms.saturating_sub(WINDOW_MS)..=first_seen_ms.saturating_add(CLOCK_AHEAD_MS);
-    let from = msgtime_ms.filter(|msgtime_ms| possible.contains(msgtime_ms)).unwrap_or(first_seen_ms);
+    let from = msgtime_ms.filter(|msgtime_ms| is_possible(*msgtime_ms, first_seen_ms)).unwrap_or(first_seen_ms);
     from.saturating_add(WINDOW_MS)
+}
+
+/// Whether a file that WeCom still has at this moment can be of that time.
+fn is_possible(msgtime_ms: i64, now_ms: i64) -> bool {
+    (now_ms.saturating_sub(WINDOW_MS)..=now_ms.saturating_add(CLOCK_AHEAD_MS)).contains(&msgtime_ms)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_was_behind_ends_no_file_early() {
+        const NOW: i64 = 1_700_000_000_000;
+        const YEAR: i64 = 365 * 24 * 3_600_000;
+        // The message's time, when it was first seen, and the deadline as it is judged now.
+        for (msgtime_ms, first_seen_ms, deadline_ms) in [
+            (Some(NOW - 5), NOW - 1, NOW - 5 + WINDOW_MS),
+            (Some(NOW - 5), NOW - YEAR, NOW - 5 + WINDOW_MS),
+            (Some(NOW - WINDOW_MS - 1), NOW - YEAR, NOW - YEAR + WINDOW_MS),
+            (Some(NOW + YEAR), NOW - 1, NOW - 1 + WINDOW_MS),
+            (Some(0), NOW - YEAR, NOW - YEAR + WINDOW_MS),
+            (None, NOW - 1, NOW - 1 + WINDOW_MS),
+        ] {
+            let request: MediaRequest = serde_json::from_value(serde_json::json!({
+                "schema": "s", "media_id": "m", "corp_id": "ww1", "seq": 1, "msgid": "1", "conversation": "c", "path": "image",
+                "media_type": "image", "sdkfileid": "f", "msgtime_ms": msgtime_ms, "first_seen_ms": first_seen_ms,
+                "deadline_ms": super::deadline_ms(msgtime_ms, first_seen_ms), "attempts": 0, "not_before_ms": 0,
+            }))
+            .expect("a request");
+            assert_eq!(request.deadline_at(NOW), deadline_ms, "{msgtime_ms:?} {first_seen_ms}");
+        }
+    }
 
     #[test]
     fn deadlines_are_five_days_after_a_possible_time() {

@@ -53,7 +53,7 @@ impl<'a, S: ChunkSource> Attempts<'a, S> {
     /// Tries the file, once the store and the SDK are of use. `None` when it was called off.
     pub async fn settle(&self, request: MediaRequest, stop: &CancellationToken) -> Option<Verdict> {
         let now_ms = self.context.now_ms();
-        if request.attempts > 0 && now_ms >= request.deadline_ms {
+        if request.attempts > 0 && now_ms >= request.deadline_at(now_ms) {
             return Some(too_late(request, now_ms));
         }
         let pause_max = Duration::from_millis(self.context.config.errors_retry_delay_max_ms).max(WAIT_MIN);
@@ -101,7 +101,7 @@ fn judge(
         Err(error) => error,
     };
     let (disposition, reason) = (error.disposition(), error.reason());
-    let is_late = now_ms >= request.deadline_ms;
+    let is_late = now_ms >= request.deadline_at(now_ms);
     let is_again = request.last_error.as_deref().is_some_and(|last| last.starts_with(reason));
     let outcome = match disposition {
         Disposition::Expired => MediaOutcome::Expired { reason: reason.into() },
@@ -123,7 +123,7 @@ fn judge(
 fn retry_at_ms(request: &MediaRequest, now_ms: i64, retry_delay_ms: u64) -> i64 {
     let first = i64::try_from(retry_delay_ms).unwrap_or(i64::MAX);
     let delay = longest_wait_ms(request.attempts.saturating_add(1), first);
-    let last_moment = request.deadline_ms.saturating_sub(first);
+    let last_moment = request.deadline_at(now_ms).saturating_sub(first);
     now_ms.saturating_add(delay).min(last_moment).max(now_ms.saturating_add(first))
 }
 
