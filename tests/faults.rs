@@ -23,8 +23,8 @@ use fault::{Deck, Fault};
 use proxy::Mode;
 use stage::Stage;
 
-/// All is judged after so many rounds, and at the end.
-const ROUNDS_BETWEEN_JUDGEMENTS: u64 = 50;
+/// All is judged after so many rounds, after twice as many, and so on, and at the end: it takes the longer the more there is.
+const ROUNDS_TO_JUDGEMENT: u64 = 50;
 
 /// Draws after which there is none of the kind that was asked for.
 const DRAWS_MAX: usize = 10_000;
@@ -80,7 +80,8 @@ fn nothing_is_lost_and_nothing_comes_twice() {
             panic!("seed {seed}, round {round}:\n{found}");
         }
         let is_last = round == rounds || until.is_some_and(|until| Instant::now() >= until);
-        if round % ROUNDS_BETWEEN_JUDGEMENTS == 0 || is_last {
+        let is_due = round % ROUNDS_TO_JUDGEMENT == 0 && (round / ROUNDS_TO_JUDGEMENT).is_power_of_two();
+        if is_due || is_last {
             let found = stage.judge();
             eprintln!("{}", stage.figures);
             assert!(found.is_empty(), "seed {seed}, round {round}:\n{}", found.join("\n"));

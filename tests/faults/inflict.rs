@@ -91,7 +91,7 @@ impl Stage {
                 self.over()
             }
             Fault::KillStorageInUpload => {
-                // One of several parts comes about every minute.
+                // A file of several parts comes about every half minute.
                 let before = self.s3.parts();
                 wait_until("a part of a file to be stored", RECOVERY, || !self.s3.parts().is_subset(&before));
                 self.s3.kill();

@@ -23,7 +23,7 @@ calls_per_minute = 0
 seq_gap_every = 70
 seq_gap = 3
 conversations = 40
-media = { size_bytes = [0, 40000], large_share = 0.01, large_size_bytes = [600000, 12000000] }
+media = { size_bytes = [0, 40000], large_share = 0.02, large_size_bytes = [600000, 12000000] }
 bad = [
     { kind = "unknown_key_version", share = 0.002 },
     { kind = "garbage_ciphertext", share = 0.002 },
