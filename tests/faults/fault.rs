@@ -288,7 +288,7 @@ const fn library(name: &'static str, tables: &'static [(&'static str, u64)]) -> 
     LibraryFault { name, tables }
 }
 
-static LIBRARY: [LibraryFault; 26] = [
+static LIBRARY: [LibraryFault; 28] = [
     library("abort in a pull", &[("function = \"GetChatData\"\nabort = true", 3)]),
     library("hang in a pull", &[("function = \"GetChatData\"\nhang = true", 1)]),
     library("garbage for a page", &[("function = \"GetChatData\"\nbody = \"garbage\"", 2)]),
@@ -303,6 +303,9 @@ static LIBRARY: [LibraryFault; 26] = [
     library("301058", &[("function = \"GetChatData\"\nerrcode = 301058", 5)]),
     library("a burst of 10001", &[("function = \"GetChatData\"\ncode = 10001", 5)]),
     library("poison record", &[("function = \"DecryptData\"\nabort = true", 1)]),
+    // After a new start the first pages are full.
+    library("poison record in mid page", &[("function = \"DecryptData\"\ncall = 3\nabort = true", 1)]),
+    library("poison record at a page's end", &[("function = \"DecryptData\"\ncall = 6\nabort = true", 1)]),
     library(
         "several poison records",
         &[

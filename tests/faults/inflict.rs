@@ -19,6 +19,9 @@ const LOOK: Duration = Duration::from_millis(20);
 const STILL: Duration = Duration::from_millis(400);
 const AT_WORK: Duration = Duration::from_millis(20);
 
+/// In the log once a worker has the connector's place.
+const HAS_PLACE: &str = "the message task runs";
+
 /// From Debian's package libfaketime.
 const FAKETIME: &str = "/usr/$LIB/faketime/libfaketimeMT.so.1";
 
@@ -168,15 +171,34 @@ impl Stage {
 
     fn zombie(&mut self, point: &str) -> (Instant, f64) {
         self.kill_worker();
+        let log = self.worker().log().len();
         self.worker().start_with(&[("WECOM_CONNECTOR_CRASH_POINT", point)]);
         let stopped = self.worker().process().id();
         wait_until("the worker to stop itself", RECOVERY, || is_stopped(stopped));
+        let had_place = self.worker().log().split_off(log).contains(HAS_PLACE);
         let zombie = self.active;
         self.active = 1 - zombie;
         let started = self.start_worker();
         self.wait_published(0.0);
-        self.end_as_fenced(zombie);
+        if had_place {
+            self.end_as_fenced(zombie);
+        } else {
+            // A media task has stopped it before its message task was there: that takes the place when it wakes up.
+            self.end_one_of_two(zombie);
+        }
         started
+    }
+
+    fn end_one_of_two(&mut self, sleeping: usize) {
+        self.workers[sleeping].process().signal(rustix::process::Signal::CONT);
+        let mut ended = 0;
+        wait_until("one of two workers to end", RECOVERY, || {
+            let found = self.workers.iter_mut().position(|worker| worker.process().exited().is_some());
+            ended = found.unwrap_or_default();
+            found.is_some()
+        });
+        self.active = 1 - ended;
+        self.end_as_fenced(ended);
     }
 
     fn slow_take_over(&mut self, duration: Duration) -> (Instant, f64) {
