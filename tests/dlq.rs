@@ -274,10 +274,14 @@ fn put_again(kafka: &Kafka, letter: &OwnedMessage, timestamp_ms: i64, more: &[(&
 fn months_later_files_are_expired_and_the_epoch_stays() {
     const DAY_MS: i64 = 24 * 60 * 60 * 1000;
     let kafka = Kafka::shared();
-    // Files fail for a reason that passes: before their deadline they would be tried again and again.
+    // Files fail for a reason that passes: before their deadline they would be tried again and again. That follows from the pull
+    // where the message has no time; a message of now would tell that the pull's clock was wrong.
     let fault = "[[fault]]\nfunction = \"GetMediaData\"\ncode = 10003\ntimes = \"always\"";
     let key = "key = [{ version = 1 }, { version = 2, from_seq = 2 }]";
-    let corp = Corp::new(&format!("messages = 2\nmix = {{ image = 1 }}\nodd = []\n{key}"), fault);
+    let corp = Corp::new(
+        &format!("messages = 2\nmix = {{ image = 1 }}\nodd = [{{ kind = \"msgtime_zero\", seq = [2] }}]\n{key}"),
+        fault,
+    );
     let more = [("media.retry.delay.ms", "100"), ("topic.creation.default.retention.ms", "-1")];
     let mut worker = worker_without_key(kafka, &corp, &more);
     worker.wait_metric("wecom_connector_last_committed_seq", &[], 2.0);

@@ -268,8 +268,8 @@ async fn a_place_that_is_taken_is_not_taken_back() {
 
     // The other one writes the offset in its own name, and joins the group in the task's.
     let offset = StoredOffset::of(&context.worker, &context.config, Clock::system());
-    let plan = tokio::task::block_in_place(|| offset.plan(Target::After(0))).expect("a plan");
-    offset.apply(Target::After(0), plan, false).await.expect("written");
+    let plan = tokio::task::block_in_place(|| offset.plan(Target::After(1))).expect("a plan");
+    offset.apply(Target::After(1), plan, true).await.expect("written");
     let group = format!("{}-archive-media", context.worker.group_id);
     let topics = [&*context.config.media_requests_topic, &*context.config.media_retries_topic];
     let other = GroupConsumer::join(&context.clients, &group, &context.transactional_id(1), &topics);
