@@ -21,6 +21,7 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a consumer that is to end may tell until then.
 const SERVE_TIME: Duration = Duration::from_secs(2);
+const SERVE_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long a consumer that ends is waited for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -193,7 +194,7 @@ impl Keeper {
             while let Some(answer) = asked.blocking_recv() {
                 let _ = answer.send(does_broker_answer(&consumer));
             }
-            serve_changes(&consumer);
+            let_go(&consumer);
             drop(consumer);
             let _ = end.send(());
         };
@@ -208,18 +209,25 @@ fn does_broker_answer(consumer: &StreamConsumer<Changes>) -> bool {
     consumer.fetch_metadata(topic.as_deref(), METADATA_TIMEOUT).is_ok()
 }
 
-/// Serves the rebalances that wait. While a consumer is closed, librdkafka (2.12.1, `rd_kafka_cgrp_op_serve`) drops an assignment
-/// without an answer, and whoever serves a rebalance that came before waits for ever.
-fn serve_changes(consumer: &StreamConsumer<Changes>) {
+/// Lets go of what the consumer has, and serves the rebalances that wait. While a consumer is closed, librdkafka (2.12.1,
+/// `rd_kafka_cgrp_op_serve`) drops an assignment without an answer, and whoever serves a rebalance that came before waits for ever.
+///
+/// Unsubscribed first: it would join the group again, and take the place of a successor of the same name.
+fn let_go(consumer: &StreamConsumer<Changes>) {
+    consumer.unsubscribe();
     let until = Instant::now() + SERVE_TIME;
     let served = Arc::new(Served::default());
     let waker = Waker::from(served.clone());
     // Something that is no record, be it a line for the log, is served within the poll and wakes whoever polls.
     while Instant::now() < until {
         let next = pin!(consumer.recv()).poll(&mut Context::from_waker(&waker));
-        if matches!(next, Poll::Pending) && !served.0.swap(false, Ordering::AcqRel) {
+        if matches!(next, Poll::Ready(_)) || served.0.swap(false, Ordering::AcqRel) {
+            continue;
+        }
+        if consumer.assignment().is_ok_and(|partitions| partitions.count() == 0) {
             break;
         }
+        thread::sleep(SERVE_PAUSE);
     }
 }
 

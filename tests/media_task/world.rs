@@ -220,7 +220,7 @@ impl World {
             "schema": "urn:wecom-connector:media-request:1", "media_id": md5_of(id.as_bytes()), "corp_id": "ww1", "seq": 1,
             "msgid": id, "msgtype": "file", "conversation": format!("room-{}", id.len()), "path": "/file/sdkfileid",
             "media_type": "file", "sdkfileid": id, "md5sum": md5, "size": bytes.len(), "file_name": "../x",
-            "extension": "dat", "msgtime_ms": now_ms, "first_seen_ms": now_ms, "deadline_ms": deadline_ms,
+            "extension": "dat", "msgtime_ms": deadline_ms - WINDOW_MS, "first_seen_ms": now_ms, "deadline_ms": deadline_ms,
             "attempts": attempts, "not_before_ms": not_before_ms, "last_error": if kind == "late" { Some("unreachable: x") } else { None },
         });
         request.to_string().into()
