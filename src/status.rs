@@ -335,11 +335,13 @@ impl ConnectorHandle {
 
     /// The tasks that say that they run and have got nothing done for longer than the timeout, and for how long.
     pub fn stuck(&self) -> Vec<(u32, Duration)> {
-        let connectors = self.board.connectors();
-        let tasks = connectors.iter().filter(|it| it.name == self.name).flat_map(|it| &it.tasks);
+        let now = self.board.clock.now();
+        let facts = self.board.facts();
+        let tasks = facts.connectors.get(&self.name).into_iter().flat_map(|(_, tasks)| tasks);
         tasks
+            .map(|(id, task)| (*id, lock(task).status(now)))
             .filter(|(_, task)| task.state == State::Running && self.board.is_stuck(task))
-            .map(|(id, task)| (*id, task.progress_age))
+            .map(|(id, task)| (id, task.progress_age))
             .collect()
     }
 

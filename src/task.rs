@@ -27,9 +27,8 @@ use crate::archive::keyring::KeyRing;
 use crate::clock::Clock;
 use crate::config::{ConnectorConfig, EgressMode, WorkerConfig};
 use crate::egress::{self, Guard};
-use crate::kafka::offsets::{self, OffsetError, OffsetKey};
-use crate::kafka::source_writer::OffsetPlace;
-use crate::kafka::{Clients, CommitError, Tenure};
+use crate::kafka::offsets::{self, OffsetError, OffsetPlace};
+use crate::kafka::{Clients, CommitError, Tenure, tenure};
 use crate::metrics::{ConnectorMetrics, Metrics};
 use crate::sdk::{Account, SdkClient};
 use crate::storage::Store;
@@ -63,10 +62,7 @@ impl ConnectorContext {
 
     /// Where the connector's source offset lies.
     pub fn offset_place(&self) -> OffsetPlace {
-        OffsetPlace {
-            topic: self.worker.offset_storage_topic.as_str().into(),
-            key: OffsetKey { connector: self.config.name.clone(), corp_id: self.config.corp_id.clone() },
-        }
+        OffsetPlace::of(&self.worker, &self.config)
     }
 
     /// Whether another worker has taken the connector's place since this one had it.
@@ -74,9 +70,13 @@ impl ConnectorContext {
         if !self.tenure.has_begun() {
             return Ok(false);
         }
-        let OffsetPlace { topic, key } = self.offset_place();
-        let offset = offsets::read_in_background(&self.clients, &topic, &key).await?;
+        let offset = offsets::read_in_background(&self.clients, &self.offset_place()).await?;
         Ok(self.tenure.is_over(offset.as_ref()))
+    }
+
+    /// An error once another worker has taken the connector's place.
+    pub async fn hold_place(&self, task: u32) -> Result<(), TaskError> {
+        if self.is_replaced().await? { Err(self.fenced(task, tenure::OVER)) } else { Ok(()) }
     }
 
     /// The end of a task whose place another worker has taken. Whichever task is the first to find out says the same.

@@ -351,6 +351,13 @@ fn a_bad_record_stops_where_none_is_tolerated() {
     corp.reader(kafka, worker.files(), CONNECTOR, None).check();
 }
 
+/// What the status of the connector as a whole says beside its state; nothing where all is well.
+fn connector_trace(worker: &Worker) -> String {
+    let (_, status) = worker.get("/connectors/archive/status").expect("an answer");
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    status["connector"]["trace"].as_str().unwrap_or_default().to_owned()
+}
+
 #[test]
 fn falling_behind_is_told_before_it_is_a_loss() {
     let kafka = Kafka::shared();
@@ -358,11 +365,7 @@ fn falling_behind_is_told_before_it_is_a_loss() {
     let corp = Corp::new("messages = 100\nmix = { text = 1 }", trouble);
     let more = [("media.enable", "false"), ("wecom.undelivered.age.warning.ms", "1500")];
     let mut worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &more).start();
-    let warns = |worker: &Worker| {
-        let (_, status) = worker.get("/connectors/archive/status").expect("an answer");
-        let status: Value = serde_json::from_str(&status).expect("JSON");
-        status["connector"]["trace"].as_str().is_some_and(|trace| trace.contains("not yet delivered"))
-    };
+    let warns = |worker: &Worker| connector_trace(worker).contains("not yet delivered");
     worker.wait_ready();
     wait_until("a status that warns", PATIENCE, || warns(&worker));
     wait_committed(&mut worker, 100.0);
@@ -375,7 +378,6 @@ fn a_task_that_runs_without_progress_is_found() {
     let kafka = Kafka::shared();
     let corp = Corp::new("messages = 100\nmix = { text = 1 }", "");
     let files = WorkerFiles::new(kafka).set("task.progress.timeout.ms", "2000");
-    // It pulls, and the commit waits for the broker: nothing is got done.
     let mut worker = corp.connect(files, CONNECTOR, &[("media.enable", "false")]).start();
     wait_committed(&mut worker, 100.0);
     corp.change(
@@ -383,18 +385,13 @@ fn a_task_that_runs_without_progress_is_found() {
         "[[fault]]\nfunction = \"GetChatData\"\nhang = true\ntimes = \"always\"",
     );
     worker.kill_sdk_host();
-    let trace = |worker: &Worker| {
-        let (_, status) = worker.get("/connectors/archive/status").expect("an answer");
-        let status: Value = serde_json::from_str(&status).expect("JSON");
-        status["connector"]["trace"].as_str().unwrap_or_default().to_owned()
-    };
-    wait_until("a status that says so", PATIENCE, || trace(&worker).contains("task 0 has done nothing for"));
+    wait_until("a status that says so", PATIENCE, || connector_trace(&worker).contains("task 0 has done nothing for"));
     assert!(worker.log().contains("RUNNING without progress: task 0"), "{}", worker.log());
     let (code, health) = worker.get("/health").expect("an answer");
     assert!(code == 503 && health.contains("no progress"), "{code} {health}");
     corp.change("messages = 100\nmix = { text = 1 }", "");
     worker.kill_sdk_host();
-    wait_until("a status that has taken it back", PATIENCE, || !trace(&worker).contains("has done nothing"));
+    wait_until("a status that has taken it back", PATIENCE, || !connector_trace(&worker).contains("has done nothing"));
     assert!(worker.log().contains("makes progress again"), "{}", worker.log());
 }
 

@@ -52,6 +52,7 @@ const ROWS: &[Row] = &[
         &[("missing", None), ("wrong_mark", Some(LAST_SEQ))]),
     ("replayed", |it| it.replay(1, "{}@0"), &[], &[]),
     ("replayed twice", |it| it.replay(2, "{}@0"), &[], &[("replayed_twice", Some(5))]),
+    ("replayed from another topic", |it| it.replay(1, "{}-0@0"), &[], &[]),
     ("replayed from nowhere", |it| it.replay(1, "{}@1"), &[], &[("replayed_from_nowhere", Some(5))]),
     // The offset.
     ("offset behind", |it| it.offset = Some(json!({"seq": LAST_SEQ - 1}).to_string()), &[], &[("offset_behind", None)]),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::client::Clients;
 use super::committer::OutgoingRecord;
 use super::scan::{self, Begin, Scanned};
+use crate::config::{ConnectorConfig, WorkerConfig};
 
 /// How far a corp's archive is published: everything up to and with `seq`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +83,22 @@ pub struct OffsetKey {
     pub corp_id: String,
 }
 
+/// Where the offset of a source partition lies.
+#[derive(Debug, Clone)]
+pub struct OffsetPlace {
+    pub topic: Arc<str>,
+    pub key: OffsetKey,
+}
+
+impl OffsetPlace {
+    pub fn of(worker: &WorkerConfig, connector: &ConnectorConfig) -> Self {
+        Self {
+            topic: worker.offset_storage_topic.as_str().into(),
+            key: OffsetKey { connector: connector.name.clone(), corp_id: connector.corp_id.clone() },
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SourcePartition<'a> {
@@ -148,12 +165,8 @@ pub fn keys(clients: &Clients, topic: &str) -> Result<Vec<OffsetKey>, OffsetErro
 }
 
 /// As [`read`], beside the runtime's own threads.
-pub async fn read_in_background(
-    clients: &Clients,
-    topic: &Arc<str>,
-    key: &OffsetKey,
-) -> Result<Option<SourceOffset>, OffsetError> {
-    let (clients, topic, key) = (clients.clone(), topic.clone(), key.clone());
+pub async fn read_in_background(clients: &Clients, place: &OffsetPlace) -> Result<Option<SourceOffset>, OffsetError> {
+    let (clients, OffsetPlace { topic, key }) = (clients.clone(), place.clone());
     let interrupted =
         OffsetError::Unavailable { topic: topic.to_string(), reason: "reading it was interrupted".into() };
     tokio::task::spawn_blocking(move || read(&clients, &topic, &key)).await.unwrap_or(Err(interrupted))

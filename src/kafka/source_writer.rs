@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::committer::{Batch, OutgoingRecord};
-use super::offsets::{OffsetError, OffsetKey, SourceOffset};
+use super::offsets::{OffsetError, OffsetPlace, SourceOffset};
 use super::protocol::CommitError;
-use super::tenure::Tenure;
+use super::tenure::{self, Tenure};
 
 /// What a successor takes at the most between fencing us and writing the offset in its own name.
 const TAKE_OVER_TIME: Duration = Duration::from_secs(5);
@@ -58,13 +58,6 @@ pub enum WriteError {
     /// since came late.
     #[error("fenced though no other writer has taken over; was the transaction timed out by the coordinator? {0}")]
     Alone(String),
-}
-
-/// Where the offset of a source partition lies.
-#[derive(Debug, Clone)]
-pub struct OffsetPlace {
-    pub topic: Arc<str>,
-    pub key: OffsetKey,
 }
 
 /// See the module's documentation.
@@ -161,7 +154,7 @@ async fn look<S: Surroundings>(
 ) -> Result<Option<SourceOffset>, WriteError> {
     let offset = surroundings.read_offset(place).await?;
     if tenure.is_over(offset.as_ref()) {
-        return Err(WriteError::Fenced("the source offset is written by another since".into()));
+        return Err(WriteError::Fenced(tenure::OVER.into()));
     }
     Ok(offset)
 }

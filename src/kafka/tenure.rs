@@ -5,6 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::offsets::SourceOffset;
 
+/// Why a task ends whose worker has lost the place.
+pub const OVER: &str = "the source offset is written by another since";
+
 /// A connector's place as one start of a worker has it.
 ///
 /// Whoever takes the place writes the source offset again under a name of its own. The first time, this worker takes it from

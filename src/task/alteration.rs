@@ -10,9 +10,9 @@ use crate::archive::WINDOW_MS;
 use crate::clock::Clock;
 use crate::config::{ConnectorConfig, WorkerConfig};
 pub use crate::kafka::offsets::SourceOffset;
-use crate::kafka::offsets::{self, OffsetError, OffsetKey};
+use crate::kafka::offsets::{self, OffsetError, OffsetKey, OffsetPlace};
 use crate::kafka::scan::{self, Begin, ScanError};
-use crate::kafka::source_writer::{OffsetPlace, SourceWriter, Surroundings, WriteError};
+use crate::kafka::source_writer::{SourceWriter, Surroundings, WriteError};
 use crate::kafka::{Batch, BatchBytes, Clients, CommitError, Committer, Tenure};
 use crate::task::message_task;
 
@@ -98,8 +98,7 @@ pub enum AlterationError {
 #[derive(Debug)]
 pub struct StoredOffset {
     clients: Clients,
-    topic: Arc<str>,
-    key: OffsetKey,
+    place: OffsetPlace,
     messages: String,
     dead_letters: String,
     transactional_id: String,
@@ -109,7 +108,11 @@ pub struct StoredOffset {
 
 impl fmt::Display for StoredOffset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "connector {} of corp {} in topic {}", self.key.connector, self.key.corp_id, self.topic)
+        write!(
+            f,
+            "connector {} of corp {} in topic {}",
+            self.place.key.connector, self.place.key.corp_id, self.place.topic
+        )
     }
 }
 
@@ -117,8 +120,7 @@ impl StoredOffset {
     pub fn of(worker: &WorkerConfig, connector: &ConnectorConfig, clock: Clock) -> Self {
         Self {
             clients: Clients::of(worker, connector),
-            topic: worker.offset_storage_topic.as_str().into(),
-            key: OffsetKey { connector: connector.name.clone(), corp_id: connector.corp_id.clone() },
+            place: OffsetPlace::of(worker, connector),
             messages: connector.topic.clone(),
             dead_letters: connector.dead_letter_topic.clone(),
             transactional_id: worker.transactional_id(&connector.name, message_task::TASK),
@@ -129,12 +131,12 @@ impl StoredOffset {
 
     /// The offset as it is committed now. A running connector goes on. Blocks.
     pub fn get(&self) -> Result<Option<SourceOffset>, OffsetError> {
-        offsets::read(&self.clients, &self.topic, &self.key)
+        offsets::read(&self.clients, &self.place.topic, &self.place.key)
     }
 
     /// All connectors that have an offset in the topic. Blocks.
     pub fn stored(&self) -> Result<Vec<OffsetKey>, OffsetError> {
-        offsets::keys(&self.clients, &self.topic)
+        offsets::keys(&self.clients, &self.place.topic)
     }
 
     /// What moving the offset to `target` would do. Blocks.
@@ -180,9 +182,8 @@ impl StoredOffset {
         plan: Alteration,
         allow_skip: bool,
     ) -> Result<Alteration, AlterationError> {
-        let place = OffsetPlace { topic: self.topic.clone(), key: self.key.clone() };
         let instance = format!("moved by hand {:016x}", self.clock.now().unix_ms);
-        let mut writer = SourceWriter::start(self, place, Arc::new(Tenure::new(instance))).await?;
+        let mut writer = SourceWriter::start(self, self.place.clone(), Arc::new(Tenure::new(instance))).await?;
         // From here on nobody else moves it.
         let found = writer.offset();
         let stood_at = plan.from.as_ref().map_or((0, 0), |offset| (offset.seq, offset.epoch));
@@ -205,23 +206,31 @@ impl StoredOffset {
         let is_expired = |time_ms: i64| time_ms < now_ms.saturating_sub(WINDOW_MS);
         let (mut seen, mut first_seq) = (BTreeSet::new(), None::<u64>);
         self.visit_messages(now_ms.saturating_sub(SCANNED_MS), |seq, msgtime_ms| {
-            first_seq = Some(first_seq.map_or(seq, |first| first.min(seq)));
+            first_seq = first_seq.into_iter().chain([seq]).min();
             // An earlier epoch may have published it as well.
             if !is_again(seq) || !seen.insert(seq) {
                 return;
             }
-            *(if msgtime_ms.is_some_and(is_expired) { &mut again.expired } else { &mut again.messages }) += 1;
+            if msgtime_ms.is_some_and(is_expired) {
+                again.expired += 1;
+            } else {
+                again.messages += 1;
+            }
             again.oldest_msgtime_ms = again.oldest_msgtime_ms.into_iter().chain(msgtime_ms).min();
         })?;
         seen.clear();
-        let source = format!("/wecom/{}", self.key.corp_id);
+        let source = format!("/wecom/{}", self.place.key.corp_id);
         scan::scan(&self.clients, &self.dead_letters, Begin::Time(now_ms.saturating_sub(SCANNED_MS)), |record| {
             let seq = record.header("wecom.seq").and_then(|seq| seq.parse::<u64>().ok());
             let Some(seq) = seq.filter(|_| record.header("ce_source") == Some(&source)) else { return };
-            first_seq = Some(first_seq.map_or(seq, |first: u64| first.min(seq)));
+            first_seq = first_seq.into_iter().chain([seq]).min();
             if is_again(seq) && seen.insert(seq) {
                 // It is sealed, so its own time is not known; it was pulled later than that.
-                *(if is_expired(record.timestamp_ms()) { &mut again.expired } else { &mut again.dead_letters }) += 1;
+                if is_expired(record.timestamp_ms()) {
+                    again.expired += 1;
+                } else {
+                    again.dead_letters += 1;
+                }
             }
         })?;
         let older_to = first_seq.map_or(to_seq, |first| first.saturating_sub(1)).min(to_seq);
@@ -231,7 +240,7 @@ impl StoredOffset {
 
     /// Each message of this corp with its seq and its own time.
     fn visit_messages(&self, since_ms: i64, mut visit: impl FnMut(u64, Option<i64>)) -> Result<(), ScanError> {
-        let source = format!("/wecom/{}", self.key.corp_id);
+        let source = format!("/wecom/{}", self.place.key.corp_id);
         scan::scan(&self.clients, &self.messages, Begin::Time(since_ms), |record| {
             let is_ours = record.header("ce_source") == Some(&source)
                 && record.header("ce_type") == Some("wecom.archive.message");
@@ -251,7 +260,7 @@ impl Surroundings for &StoredOffset {
     }
 
     async fn read_offset(&self, place: &OffsetPlace) -> Result<Option<SourceOffset>, OffsetError> {
-        offsets::read_in_background(&self.clients, &place.topic, &place.key).await
+        offsets::read_in_background(&self.clients, place).await
     }
 
     async fn commit(&self, committer: &mut Committer, batch: Batch) -> Result<(), CommitError> {

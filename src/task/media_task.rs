@@ -74,12 +74,9 @@ pub async fn run_with(
     shutdown: CancellationToken,
 ) -> Result<(), TaskError> {
     let group_id = format!("{}-{}-media", context.worker.group_id, context.config.name);
-    let replaced = || context.fenced(task, "the source offset is written by another since");
     let start = async {
         // So that a successor is left alone.
-        if context.is_replaced().await? {
-            return Err(replaced());
-        }
+        context.hold_place(task).await?;
         if let Err(error) = context.store.check().await {
             note_backlog(context, task, &group_id).await;
             return Err(error.into());
@@ -93,9 +90,7 @@ pub async fn run_with(
         )
         .await?;
         // Asked again as late as can be: who joins the group takes the place of a task of the same name.
-        if context.is_replaced().await? {
-            return Err(replaced());
-        }
+        context.hold_place(task).await?;
         Ok::<_, TaskError>((topics, committer))
     };
     let Some(started) = shutdown.run_until_cancelled(start).await else { return Ok(()) };

@@ -16,8 +16,8 @@ use super::topics::Topics;
 use super::{ConnectorContext, TaskError};
 use crate::archive::Gap;
 use crate::crash_point;
-use crate::kafka::offsets::{self, OffsetError, SourceOffset};
-use crate::kafka::source_writer::{OffsetPlace, SourceWriter, Surroundings, WriteError};
+use crate::kafka::offsets::{self, OffsetError, OffsetPlace, SourceOffset};
+use crate::kafka::source_writer::{SourceWriter, Surroundings, WriteError};
 use crate::kafka::{Batch, BatchBytes, CommitError, Committer, OutgoingRecord};
 use crate::metrics::TransactionResult;
 use crate::status::TaskHandle;
@@ -175,7 +175,7 @@ impl Surroundings for Kafka<'_> {
     }
 
     async fn read_offset(&self, place: &OffsetPlace) -> Result<Option<SourceOffset>, OffsetError> {
-        offsets::read_in_background(&self.context.clients, &place.topic, &place.key).await
+        offsets::read_in_background(&self.context.clients, place).await
     }
 
     async fn commit(&self, committer: &mut Committer, mut batch: Batch) -> Result<(), CommitError> {

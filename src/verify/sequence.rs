@@ -144,8 +144,7 @@ fn archived(message: &BorrowedMessage<'_>, place: Place, look: &mut Look<'_>, pa
     if let Some(from) = header(message, REPLAYED_FROM) {
         if look.findings.covers(seq) {
             look.findings.count("messages", "replayed");
-            let partition = from.strip_prefix(look.dead_letter_topic).and_then(|rest| rest.strip_prefix('-'));
-            let is_of_topic = partition.is_some_and(|rest| rest.starts_with(|digit: char| digit.is_ascii_digit()));
+            let is_of_topic = from.rsplit_once('-').is_some_and(|(topic, _)| topic == look.dead_letter_topic);
             let fact = if is_of_topic { Fact::Replayed } else { Fact::ReplayedElsewhere };
             look.push_row(Row { id: record::hashed(from.as_bytes()), fact, seq })?;
         }

@@ -8,7 +8,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use super::super::fault::{Fault, LibraryFault, Role};
-use super::super::harness::{Broker, repository, wait_until};
+use super::super::harness::{Broker, repository, wait_for, wait_until};
 use super::super::proxy::{Mode, Proxy};
 use super::{CONNECTOR, CORP, PUBLISHED, RECOVERY, Stage};
 
@@ -191,11 +191,8 @@ impl Stage {
 
     fn end_one_of_two(&mut self, sleeping: usize) {
         self.workers[sleeping].process().signal(rustix::process::Signal::CONT);
-        let mut ended = 0;
-        wait_until("one of two workers to end", RECOVERY, || {
-            let found = self.workers.iter_mut().position(|worker| worker.process().exited().is_some());
-            ended = found.unwrap_or_default();
-            found.is_some()
+        let ended = wait_for("one of two workers to end", RECOVERY, || {
+            self.workers.iter_mut().position(|worker| worker.process().exited().is_some())
         });
         self.active = 1 - ended;
         self.end_as_fenced(ended);

@@ -8,9 +8,9 @@ use std::time::Duration;
 use super::broker::{MESSAGES, OFFSETS, Reply, Request, TRANSACTION_TIMEOUT_MS};
 use super::client::ModelClient;
 use super::network::{Handle, Line};
-use crate::kafka::offsets::{OffsetError, OffsetKey, SourceOffset};
+use crate::kafka::offsets::{OffsetError, OffsetKey, OffsetPlace, SourceOffset};
 use crate::kafka::protocol::TransactionalProducer;
-use crate::kafka::source_writer::{OffsetPlace, SourceWriter, Surroundings, WriteError};
+use crate::kafka::source_writer::{SourceWriter, Surroundings, WriteError};
 use crate::kafka::{Batch, CommitError, OutgoingRecord, Tenure};
 
 /// What could be done wrong.
