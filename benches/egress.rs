@@ -12,11 +12,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use harness::{Fault, VendorApi, file_id, vendor_library};
 use wecom_connector::clock::Clock;
 use wecom_connector::egress::{Guard, Settings};
 use wecom_connector::metrics::Metrics;
-use wecom_connector::sdk::{Account, SdkClient, SdkError, code};
+use wecom_connector::sdk::{Account, SdkClient};
+use wecom_simulator::media::FileKey;
+use wecom_simulator::server::http;
 
 const SECRET: &str = "s3cret-OF-the-archive";
 const ROUNDS: usize = 5;
@@ -50,7 +53,12 @@ fn main() {
 /// The stand-in, until its parent goes away.
 fn serve() {
     let api = VendorApi::start(SECRET);
-    api.file("part", Fault::Body(vec![0x5a; PART_BYTES as usize].leak()));
+    // A part of a file that goes on, enciphered with the key of `file_id`.
+    let key = FileKey::read("0123456789abcdef0123456789abcdef").expect("a key");
+    let content = BASE64_STANDARD.encode(key.encipher(vec![0x5a; PART_BYTES as usize], false));
+    let body = format!(r#"{{"errcode":0,"errmsg":"ok","content":"{content}"}}"#);
+    let range = format!("CONTENT-RANGE: BYTES 0-{}/{}\r\n", PART_BYTES - 1, 2 * PART_BYTES);
+    api.file("part", Fault::Answer(http(206, &range, body.as_bytes()).leak()));
     println!("{} {}", api.proxy(), api.ca_file().display());
     std::io::stdout().flush().expect("stdout");
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
@@ -112,13 +120,10 @@ impl Way {
         assert!(page.starts_with(br#"{"errcode":0"#), "{}", page.escape_ascii());
     }
 
-    /// Nobody outside the vendor can make a file that decrypts: all of the part comes, and then the library finds that out.
     async fn part(&self) {
         let parts = (0..AT_ONCE).map(|_| async {
-            match self.0.get_media_data(&file_id("part"), b"").await {
-                Err(SdkError::Code { code: code::SYSTEM, .. }) => {}
-                other => panic!("{other:?}"),
-            }
+            let chunk = self.0.get_media_data(&file_id("part"), b"").await.expect("a part");
+            assert!(chunk.data.len() == PART_BYTES as usize && !chunk.is_finish, "{} bytes", chunk.data.len());
         });
         futures::future::join_all(parts).await;
     }

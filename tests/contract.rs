@@ -13,15 +13,15 @@ mod stage;
 use std::collections::BTreeSet;
 use std::io::Write;
 
-use harness::Fault::{Body, Cut, DeadToken, Errcode, Silence, Status};
+use harness::Fault::{Body, Cut, DeadToken, Errcode, LowerCase, Silence, Status};
 use stage::Step::*;
-use stage::{GARBAGE, HTML, Log, NUL, Not, PROXY_PASSWORD, Row, SECRET, Side, Simulator, Stage};
+use stage::Tamper::{EndsAt, InnerKey, NoParameters, OuterKey, Told};
+use stage::{FILE_BYTES, GARBAGE, HTML, Log, NUL, Not, PROXY_PASSWORD, Row, SECRET, Side, Simulator, Stage};
 
 const WRONG_SECRET: &str = "s3cret-OF-another";
 
 const NO_NETWORK: &str = "from its scenario the simulator answers without a network";
 const GUARDED: &str = "the guard goes its own way";
-const NO_CIPHERTEXT: &str = "only the vendor can make its ciphertext";
 
 const REFUSED: &str =
     "the vendor's library refuses the account: Init answered 10000; check wecom.corp.id and wecom.secret";
@@ -30,7 +30,8 @@ const REFUSED: &str =
 const KEY: &[u8] = b"a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=";
 const BAD_KEYS: &[&[u8]] = &[b"", b"k", b"kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk", b"a2tra2tra2tra2tra2traw==", b"\xff\xfe*"];
 
-const ROW: Row = Row { name: "", account: |_| (), pages: &[], file: &[], steps: &[], not_on: &[] };
+const ROW: Row =
+    Row { name: "", account: |_| (), pages: &[], file: &[], steps: &[], file_bytes: FILE_BYTES, not_on: &[] };
 const MEDIA_10002: Row = Row { steps: &[(Media(&[""]), "10002")], ..ROW };
 const MEDIA_10003: Row = Row { steps: &[(Media(&[""]), "10003")], ..ROW };
 
@@ -252,7 +253,54 @@ const ROWS: &[Row] = &[
     Row {
         name: "a chunk's index leads to the next, to the end",
         steps: &[(WholeFile, "524288, 151424, 1200000 bytes")],
-        not_on: &[(Not::Vendor, NO_CIPHERTEXT)],
+        ..ROW
+    },
+    Row {
+        name: "the next chunk is found by CONTENT-RANGE in capitals; in small letters the file ends, and its padding is none",
+        file: &[LowerCase],
+        steps: &[(WholeFile, "10006")],
+        not_on: &[(Not::Scenario, NO_NETWORK)],
+        ..ROW
+    },
+    Row { name: "a file of 0 bytes", file_bytes: 0, steps: &[(WholeFile, "0, 0 bytes")], ..ROW },
+    Row { name: "a file of 1 byte", file_bytes: 1, steps: &[(WholeFile, "1, 1 bytes")], ..ROW },
+    Row {
+        name: "a file that ends a byte before a chunk does",
+        file_bytes: 524_287,
+        steps: &[(WholeFile, "524287, 524287 bytes")],
+        ..ROW
+    },
+    Row {
+        name: "padding takes a byte at least: a file that fills a chunk has an empty one behind it",
+        file_bytes: 524_288,
+        steps: &[(WholeFile, "524288, 0, 524288 bytes")],
+        ..ROW
+    },
+    Row {
+        name: "a file of a chunk and a byte",
+        file_bytes: 524_289,
+        steps: &[(WholeFile, "524288, 1, 524289 bytes")],
+        ..ROW
+    },
+    Row { name: "a file of 3 MiB", file_bytes: 3 << 20, steps: &[(WholeFile, "524288, 0, 3145728 bytes")], ..ROW },
+    Row {
+        name: "content that is no base64, or none, is 10003",
+        file: &[Body(br#"{"errcode":0,"errmsg":"ok","content":"*"}"#)],
+        not_on: &[(Not::Scenario, NO_NETWORK)],
+        ..MEDIA_10003
+    },
+    Row {
+        name: "content that is not of whole blocks does not open",
+        file: &[Body(br#"{"errcode":0,"errmsg":"ok","content":"QUJD"}"#)],
+        steps: &[(Media(&[""]), "10006")],
+        not_on: &[(Not::Scenario, NO_NETWORK)],
+        ..ROW
+    },
+    Row {
+        name: "a key that is none does not open a file",
+        file_bytes: 100,
+        steps: &[(MediaKey(""), "10006"), (MediaKey("00"), "10006"), (MediaKey("zz"), "10006")],
+        not_on: &[(Not::Scenario, NO_NETWORK)],
         ..ROW
     },
     Row {
@@ -272,6 +320,36 @@ const ROWS: &[Row] = &[
     Row {
         name: "an encrypt_msg of 13 bytes or more does not abort",
         steps: &[(Decrypt(&[KEY, b""], 13..=80), "10008"), (Decrypt(&[KEY], 1_000_000..=1_000_001), "10008")],
+        ..ROW
+    },
+    Row {
+        name: "a sealed message of any length opens, byte for byte",
+        steps: &[(Sealed(&[0, 1, 15, 16, 17, 1_000, 1_000_000]), "as it was")],
+        ..ROW
+    },
+    Row {
+        name: "a message whose outer key is not the key's is 10008; whose inner key is another, 10006",
+        steps: &[(SealedAs(&[OuterKey]), "10008"), (SealedAs(&[InnerKey]), "10006")],
+        ..ROW
+    },
+    Row {
+        name: "a key whose parameters cannot be read, or do not fit the message, is 10005",
+        steps: &[(
+            SealedAs(&[
+                NoParameters,
+                Told(5, 7, 0),
+                Told(5, 7, 1_000),
+                Told(1_000, 7, 3),
+                Told(5, 1_000, 3),
+                EndsAt(45),
+            ]),
+            "10005",
+        )],
+        ..ROW
+    },
+    Row {
+        name: "a message that ends before what is inserted aborts the process, however long it is",
+        steps: &[(SealedAs(&[EndsAt(50), EndsAt(52)]), "died of signal 6"), (SealedAs(&[EndsAt(53)]), "10005")],
         ..ROW
     },
     Row {

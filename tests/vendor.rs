@@ -1,6 +1,6 @@
-//! The vendor's own library, through the whole connector: the real binary, a stock broker, and a stand-in for the vendor's API
-//! on loopback. Its cipher is the vendor's secret, so no message can be made for it: every record ends as a dead letter, or the
-//! library makes an end of itself.
+//! The vendor's own library and records that do not open, through the whole connector: the real binary, a stock broker, and a
+//! stand-in for the vendor's API on loopback. Every record ends as a dead letter, or the library makes an end of itself. What opens
+//! is in `whole_way.rs`.
 
 #[path = "common/harness.rs"]
 mod harness;

@@ -8,9 +8,10 @@ use std::sync::{Arc, OnceLock};
 
 use crate::archive::Archive;
 use crate::code::{BAD_ARGUMENT, BAD_KEY, Code};
+use crate::media::Chunk;
 use crate::network::Via;
 use crate::scenario::Scenario;
-use crate::sdk::{Chunk, Sdk};
+use crate::sdk::Sdk;
 
 /// `Slice_t`: bytes that the library owns, with a NUL behind them that does not count.
 #[derive(Debug)]

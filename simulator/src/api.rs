@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 
-use crate::archive::{Account, Archive, NoPiece, Piece, Pull, refusal};
+use crate::archive::{Account, Archive, NoPiece, Pull, refusal};
 use crate::code::Code;
 use crate::fault::{Call, Fault, Function};
-use crate::media::{CHUNK_BYTES, FileId};
+use crate::media::{CHUNK_BYTES, FileId, FileKey, Obstacle};
 
 /// The three paths that the library asks for (measured).
 pub const TOKENS: &str = "/cgi-bin/gettoken";
@@ -29,18 +31,29 @@ pub struct Request<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
-    /// The header `Content-Range`.
+    /// The header `CONTENT-RANGE`, which the library finds in capitals alone (measured).
     pub content_range: Option<String>,
     pub body: Vec<u8>,
+    /// Whether the connection ends before the answer does.
+    pub is_cut: bool,
 }
 
 impl Answer {
     fn ok(body: Vec<u8>) -> Self {
-        Self { status: 200, content_range: None, body }
+        Self { status: 200, content_range: None, body, is_cut: false }
     }
 
     fn error(status: u16) -> Self {
-        Self { status, content_range: None, body: Vec::new() }
+        Self { status, content_range: None, body: Vec::new(), is_cut: false }
+    }
+
+    /// What the fault leaves of the answer as a whole.
+    fn hit_by(self, fault: Option<&Fault>) -> Self {
+        match fault {
+            Some(Fault { status: Some(status), .. }) => Self::error(*status),
+            Some(Fault { cut: true, .. }) => Self { is_cut: true, ..self },
+            _ => self,
+        }
     }
 
     fn broken(_: Code) -> Self {
@@ -95,7 +108,7 @@ impl Archive {
             limit: Some(limit),
         };
         let fault = self.fail_answer(&call);
-        self.page(account, token, &pull, fault).map_or_else(Answer::broken, Answer::ok)
+        self.page(account, token, &pull, fault).map_or_else(Answer::broken, Answer::ok).hit_by(fault)
     }
 
     fn give_piece(&self, account: &Account, token: &str, range: Option<&str>, asked: &Value) -> Answer {
@@ -108,17 +121,16 @@ impl Archive {
         let call = Call { function: Function::GetMediaData, corp_id: &corp.scenario.id, seqs, limit: None };
         let fault = self.fail_answer(&call);
         match self.piece(corp, token, &id, range, fault) {
-            Ok(Piece { data, next, size_bytes }) => {
-                let content_range = match next.checked_sub(1).filter(|last| *last >= range.0) {
-                    Some(last) => format!("bytes {}-{last}/{size_bytes}", range.0),
-                    None => format!("bytes */{size_bytes}"),
-                };
-                Answer { status: 206, content_range: Some(content_range), body: data }
+            Ok(_) if id.obstacle == Obstacle::Undecryptable => give_part(&[0; 16], (0, 15), 16, id.key(), false),
+            Ok(piece) => {
+                let is_last = piece.is_last();
+                give_part(&piece.data, (range.0, piece.next - 1), piece.size_bytes, id.key(), is_last)
             }
             Err(NoPiece::Errcode(errcode)) => Answer::ok(refusal(errcode)),
             Err(NoPiece::Body(body)) => Answer::ok(body),
             Err(NoPiece::OutOfRange) => Answer::error(416),
         }
+        .hit_by(fault)
     }
 
     /// The fault that hits the answer to this call; its delay is over then.
@@ -126,6 +138,17 @@ impl Archive {
         let fault = self.fault(call, |fault| !fault.is_of_library() && !fault.refuse_token)?;
         std::thread::sleep(Duration::from_millis(fault.slow_ms));
         Some(fault)
+    }
+}
+
+/// The answer with a part of a file (measured): the part as base64 in JSON, and where it lies as a header.
+fn give_part(part: &[u8], (first, last): (u64, u64), size_bytes: u64, key: FileKey, is_last: bool) -> Answer {
+    let content = BASE64.encode(key.encipher(part.to_vec(), is_last));
+    Answer {
+        status: 206,
+        content_range: Some(format!("BYTES {first}-{last}/{size_bytes}")),
+        body: format!(r#"{{"errcode":0,"errmsg":"ok","content":"{content}"}}"#).into_bytes(),
+        is_cut: false,
     }
 }
 

@@ -7,13 +7,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Signal, getpid, kill_process};
 
-use crate::code::{BAD_KEY, Code, NETWORK, SYSTEM};
+use crate::code::{Code, NETWORK, SYSTEM};
 use crate::corp::Corp;
 use crate::fault::{Body, Call, Fault, Function};
 use crate::keys::PublicKeys;
-use crate::media::{CHUNK_BYTES, FileId, Obstacle};
+use crate::media::{CHUNK_BYTES, CIPHER_BLOCK_BYTES, FileId, Obstacle};
 use crate::record;
 use crate::scenario::{CorpScenario, Network, Scenario, ScenarioError};
+use crate::sealing::{self, NotOpened};
 use crate::state::{State, Token};
 
 /// The errcode for a file that the archive no longer keeps.
@@ -38,14 +39,21 @@ pub struct Account {
     keys: OnceLock<Option<PublicKeys>>,
 }
 
-/// A piece of a file.
+/// A piece of a file. Positions and sizes are those of the enciphered file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
+    /// In the clear.
     pub data: Vec<u8>,
     /// Where the next piece begins.
     pub next: u64,
     /// The size of the whole file in bytes.
     pub size_bytes: u64,
+}
+
+impl Piece {
+    pub fn is_last(&self) -> bool {
+        self.next >= self.size_bytes
+    }
 }
 
 /// What comes in place of a file's piece.
@@ -161,7 +169,7 @@ impl Archive {
         })
     }
 
-    /// What the vendor answers to a request for the bytes of a file from `start` to `end`.
+    /// What the vendor answers to a request for the bytes of an enciphered file from `start` to `end`.
     pub fn piece(
         &self,
         corp: &Corp,
@@ -185,24 +193,26 @@ impl Archive {
             Obstacle::Expired => return Err(NoPiece::Errcode(FILE_EXPIRED)),
             Obstacle::Gone => return Err(NoPiece::Errcode(NO_SUCH_FILE)),
         }
-        if start > id.file.size_bytes {
+        let size_bytes = id.file.enciphered_bytes();
+        if start >= size_bytes {
             return Err(NoPiece::OutOfRange);
         }
-        let mut data = id.file.read(corp.scenario.seed, start, (end - start + 1).min(CHUNK_BYTES));
-        let mut next = start + data.len() as u64;
+        // What is not the last part is of whole blocks.
+        let blocks = |bytes: u64| bytes - bytes % CIPHER_BLOCK_BYTES;
+        let short = fault.and_then(|fault| fault.short_chunk_bytes);
+        let length_max = short.map_or(CHUNK_BYTES, |short| blocks(short).clamp(CIPHER_BLOCK_BYTES, CHUNK_BYTES));
+        let next = size_bytes.min(start.saturating_add(length_max)).min(end + 1);
+        let mut data = id.file.read(corp.scenario.seed, start, next - start);
         if let Some(fault) = fault {
-            if let Some(short) = fault.short_chunk_bytes {
-                data.truncate(usize::try_from(short).unwrap_or(usize::MAX).max(1));
-                next = start + data.len() as u64;
-            }
             if let Some(lost) = fault.lose_bytes {
-                data.truncate(data.len().saturating_sub(usize::try_from(lost).unwrap_or(usize::MAX)));
+                let left = (data.len() as u64).saturating_sub(lost);
+                data.truncate(if next < size_bytes { blocks(left) } else { left } as usize);
             }
             if let Some(byte) = data.last_mut().filter(|_| fault.corrupt) {
                 *byte ^= 1;
             }
         }
-        Ok(Piece { data, next, size_bytes: id.file.size_bytes })
+        Ok(Piece { data, next, size_bytes })
     }
 
     /// The errcode that a token earns: 40014 when it was revoked, 42001 when it is too old.
@@ -218,24 +228,15 @@ impl Archive {
         })
     }
 
-    /// `DecryptData`: opens `encrypt_msg`.
-    ///
-    /// Aborts the process when `encrypt_msg` is shorter than 13 bytes, whatever the key is: so does the vendor's library.
+    /// `DecryptData`: opens `encrypt_msg`. Aborts the process where the vendor's library does.
     pub fn decrypt(&self, key: &[u8], encrypt_msg: &[u8]) -> Result<Vec<u8>, Code> {
-        if encrypt_msg.len() < record::ENCRYPT_MSG_BYTES_MIN {
-            eprintln!(
-                "terminate called after throwing an instance of 'std::out_of_range'\n  what():  basic_string::basic_string: \
-                 __pos (which is 13) > this->size() (which is {})",
-                encrypt_msg.len()
-            );
-            std::process::abort();
-        }
-        let (origin, sealed) = record::read(encrypt_msg).ok_or(BAD_KEY)?;
-        let corp = self.corps().find(|corp| corp.tag() == origin.corp_tag).map(|corp| &corp.scenario);
+        let origin = record::Origin::read(encrypt_msg);
+        let corp = self.corps().find(|corp| Some(corp.tag()) == origin.map(|origin| origin.corp_tag));
+        let corp = corp.map(|corp| &corp.scenario);
         let call = Call {
             function: Function::DecryptData,
             corp_id: corp.map_or("", |corp| &corp.id),
-            seqs: Some((origin.seq, origin.seq)),
+            seqs: origin.map(|origin| (origin.seq, origin.seq)),
             limit: None,
         };
         let body = match self.fault(&call, |_| true) {
@@ -245,8 +246,14 @@ impl Archive {
             }
             None => None,
         };
-        let plaintext = record::open(key, sealed).ok_or(BAD_KEY)?;
-        Ok(body.map_or_else(|| plaintext.clone(), |body| distort(body, &plaintext)))
+        match sealing::open(key, encrypt_msg) {
+            Ok(plaintext) => Ok(body.map_or_else(|| plaintext.clone(), |body| distort(body, &plaintext))),
+            Err(NotOpened::Code(code)) => Err(code),
+            Err(NotOpened::Abort(words)) => {
+                eprintln!("{words}");
+                std::process::abort();
+            }
+        }
     }
 
     /// The first of some faults that hits this call. All of them that fit it count it.
@@ -293,7 +300,8 @@ impl Archive {
             }
             _ => std::thread::sleep(slow),
         }
-        fault.code.map_or(Ok(()), |code| Err(Code(code)))
+        let broken = fault.breaks_answer().then_some(NETWORK);
+        fault.code.map(Code).or(broken).map_or(Ok(()), Err)
     }
 }
 

@@ -48,6 +48,11 @@ pub struct Fault {
     pub errcode: Option<i32>,
     /// Return code 0 and this body. In `GetMediaData`: 10003, as the vendor does.
     pub body: Option<Body>,
+    /// The API answers this HTTP status and no body: 10001.
+    pub status: Option<u16>,
+    /// The connection ends in the middle of the API's answer: 10001.
+    #[serde(default)]
+    pub cut: bool,
     /// The vendor refuses to give out a token: 10001 and noise on stdout.
     #[serde(default)]
     pub refuse_token: bool,
@@ -176,6 +181,8 @@ impl Fault {
         self.code.is_some()
             || self.errcode.is_some()
             || self.body.is_some()
+            || self.status.is_some()
+            || self.cut
             || self.refuse_token
             || self.hang
             || self.abort
@@ -188,7 +195,12 @@ impl Fault {
     /// Whether `GetMediaData` answers with 10001 to 10003, after which a later call may fare better, or by the file's age.
     pub fn is_passing(&self) -> bool {
         let code_passes = self.code.is_some_and(|code| (10_001..=10_003).contains(&code));
-        code_passes || self.errcode.is_some() || self.body.is_some() || self.refuse_token
+        code_passes || self.errcode.is_some() || self.body.is_some() || self.breaks_answer() || self.refuse_token
+    }
+
+    /// Whether the call gets no whole answer of HTTP, or none of success.
+    pub fn breaks_answer(&self) -> bool {
+        self.status.is_some() || self.cut
     }
 
     /// The name of the fault's counter.
@@ -206,6 +218,8 @@ impl Fault {
             self.code.is_some(),
             self.errcode.is_some(),
             self.body.is_some(),
+            self.status.is_some(),
+            self.cut,
             self.refuse_token,
             self.hang,
             self.abort,
@@ -219,7 +233,8 @@ impl Fault {
         match answers.iter().filter(|present| **present).count() {
             0 if !aside => {
                 return Err(
-                    "it does nothing: give one of code, errcode, body, hang, abort, kill, slow_ms, …".to_owned()
+                    "it does nothing: give one of code, errcode, body, status, cut, hang, abort, kill, slow_ms, …"
+                        .to_owned(),
                 );
             }
             0 | 1 => {}
@@ -229,8 +244,8 @@ impl Fault {
             return Err("short_chunk_bytes, lose_bytes and corrupt are for GetMediaData".to_owned());
         }
         let without_answer = matches!(self.function, Function::Init | Function::DecryptData);
-        if without_answer && (self.errcode.is_some() || self.refuse_token) {
-            return Err("errcode and refuse_token are for GetChatData and GetMediaData".to_owned());
+        if without_answer && (self.errcode.is_some() || self.breaks_answer() || self.refuse_token) {
+            return Err("errcode, status, cut and refuse_token are for GetChatData and GetMediaData".to_owned());
         }
         if self.body.is_some() && self.function == Function::Init {
             return Err("Init has no body".to_owned());

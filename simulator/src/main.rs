@@ -3,12 +3,14 @@
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use wecom_simulator::archive::{Archive, now_ms};
 use wecom_simulator::keys::PublicKeys;
 use wecom_simulator::message;
 use wecom_simulator::scenario::{Scenario, ScenarioError};
+use wecom_simulator::server::{self, Identity, Reply, Request, Service};
 
 use wecom_simulator::{keys, oracle, record};
 
@@ -61,6 +63,21 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Answer as the vendor's API does, on loopback, for the vendor's own library or for this one with a [network]
+    ///
+    /// It is a proxy at 127.0.0.1 that leads to nobody: it ends TLS itself, under the vendor's name. The connector is led to it by
+    /// wecom.proxy=http://127.0.0.1:<port>, and takes its certificate by sdk.egress.ca.file=<ca-out>. The vendor's library opens
+    /// the records and files that come from here. Each start makes a new certificate. It runs until it is ended.
+    Serve {
+        #[command(flatten)]
+        choice: Choice,
+        /// Port to listen on; 0 takes a free one. The address is printed once it answers
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        /// File for the certificate of the CA that the certificate is known by, in PEM
+        #[arg(long)]
+        ca_out: PathBuf,
+    },
     /// Print messages in the clear, one a line, each behind its seq
     Page {
         #[command(flatten)]
@@ -90,6 +107,8 @@ enum Failure {
     Scenario(#[from] ScenarioError),
     #[error("can't write the answer: {0}")]
     Output(#[from] io::Error),
+    #[error("can't answer on loopback: {0}")]
+    Serve(io::Error),
 }
 
 fn main() -> ExitCode {
@@ -135,6 +154,17 @@ fn run(command: Command) -> Result<(), Failure> {
                 }
             }
         }
+        Command::Serve { choice, port, ca_out } => {
+            let (archive, ..) = open(&choice)?;
+            let identity = Identity::new().map_err(Failure::Serve)?;
+            std::fs::write(&ca_out, &identity.ca).map_err(Failure::Serve)?;
+            let address = server::start(port, &identity, Arc::new(Api(archive))).map_err(Failure::Serve)?;
+            writeln!(output, "http://{address}")?;
+            output.flush()?;
+            loop {
+                std::thread::park();
+            }
+        }
         Command::Page { choice, seq, limit } => {
             let (archive, _, corps) = open(&choice)?;
             for id in &corps {
@@ -150,6 +180,19 @@ fn run(command: Command) -> Result<(), Failure> {
         }
     }
     Ok(output.flush()?)
+}
+
+/// The API of a scenario.
+struct Api(Archive);
+
+impl Service for Api {
+    fn answer(&self, request: &Request) -> Reply {
+        self.0.answer(&request.for_api()).into()
+    }
+
+    fn stray(&self, what: String) {
+        eprintln!("wecom-simulator: refused: {what}");
+    }
 }
 
 /// The archive, its faults, and the ids of the corps that were asked for.

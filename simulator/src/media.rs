@@ -1,5 +1,8 @@
 //! Media files: content made on the fly from (seed, file, offset), and the `sdkfileid` that names one.
 
+use std::fmt;
+
+use aws_lc_rs::cipher::{AES_128, DecryptingKey, DecryptionContext, EncryptingKey, UnboundCipherKey};
 use base64::Engine;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{
@@ -8,12 +11,72 @@ use base64::engine::general_purpose::{
 use md5::{Digest, Md5};
 
 use crate::random::{Random, mix, word_at};
+use crate::sealing::{push_varint, take_varint};
 
 /// What one call of `GetMediaData` brings at most.
 pub const CHUNK_BYTES: u64 = 512 * 1024;
 
-/// The vendor's files come enciphered, in blocks of so many bytes.
+/// The vendor's files come enciphered, in blocks of so many bytes: AES-128 in ECB, PKCS#7 padding at the file's end (measured).
 pub const CIPHER_BLOCK_BYTES: u64 = 16;
+
+/// What `GetMediaData` brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    pub data: Vec<u8>,
+    /// Empty at the end of the file.
+    pub next_index: Vec<u8>,
+    pub is_finish: bool,
+}
+
+impl Chunk {
+    /// A piece of a file, and where in the enciphered file the next one begins. The last one has no next.
+    pub fn new(data: Vec<u8>, next: Option<u64>) -> Self {
+        let index = |next: u64| format!("Range:bytes={next}-{}", next.saturating_add(CHUNK_BYTES - 1)).into_bytes();
+        Self { data, next_index: next.map(index).unwrap_or_default(), is_finish: next.is_none() }
+    }
+}
+
+/// The key of a file, which stands in its `sdkfileid` in hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FileKey([u8; 16]);
+
+impl fmt::Debug for FileKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FileKey")
+    }
+}
+
+impl FileKey {
+    /// Reads a key of 32 hexadecimal digits.
+    pub fn read(digits: &str) -> Option<Self> {
+        let number = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32)?;
+        Some(Self(number.to_be_bytes()))
+    }
+
+    /// Enciphers a part of a file: whole blocks, or, where it is the last part, any bytes, which are padded.
+    pub fn encipher(&self, mut part: Vec<u8>, is_last: bool) -> Vec<u8> {
+        if is_last {
+            let padding = CIPHER_BLOCK_BYTES as usize - part.len() % CIPHER_BLOCK_BYTES as usize;
+            part.resize(part.len() + padding, padding as u8);
+        }
+        let cipher = UnboundCipherKey::new(&AES_128, &self.0).and_then(EncryptingKey::ecb);
+        cipher.and_then(|cipher| cipher.encrypt(&mut part)).expect("whole blocks");
+        part
+    }
+
+    /// Deciphers a part of a file; of the last one, takes the padding off by its last byte. None where that is none of a padding,
+    /// or where the part is not of whole blocks.
+    pub fn decipher(&self, mut part: Vec<u8>, is_last: bool) -> Option<Vec<u8>> {
+        let cipher = UnboundCipherKey::new(&AES_128, &self.0).and_then(DecryptingKey::ecb).ok()?;
+        cipher.decrypt(&mut part, DecryptionContext::None).ok()?;
+        if is_last {
+            let padding =
+                part.last().copied().filter(|padding| (1..=CIPHER_BLOCK_BYTES).contains(&u64::from(*padding)))?;
+            part.truncate(part.len() - usize::from(padding));
+        }
+        Some(part)
+    }
+}
 
 /// The real format of a file, told by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -64,6 +127,11 @@ pub struct Hashes {
 }
 
 impl MediaFile {
+    /// The size of the enciphered file: padding takes a byte at least.
+    pub fn enciphered_bytes(&self) -> u64 {
+        (self.size_bytes / CIPHER_BLOCK_BYTES + 1) * CIPHER_BLOCK_BYTES
+    }
+
     /// The bytes from `offset` on, at most `length` of them.
     pub fn read(&self, seed: u64, offset: u64, length: u64) -> Vec<u8> {
         let end = offset.saturating_add(length).min(self.size_bytes);
@@ -152,7 +220,8 @@ pub struct FileId {
 pub struct Parcel {
     pub file: String,
     pub authkey: String,
-    key: String,
+    /// Hexadecimal digits.
+    pub key: String,
 }
 
 /// The vendor's library takes base64 with or without padding.
@@ -162,16 +231,12 @@ const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 impl Parcel {
-    fn encode(&self) -> String {
+    /// The `sdkfileid`.
+    pub fn encode(&self) -> String {
         let mut bytes = Vec::with_capacity(900);
         for (number, text) in (1_u8..).zip([&self.file, &self.authkey, &self.key]) {
             bytes.push(number << 3 | 2);
-            let mut length = text.len();
-            while length > 0x7f {
-                bytes.push(length as u8 | 0x80);
-                length >>= 7;
-            }
-            bytes.push(length as u8);
+            push_varint(&mut bytes, text.len());
             bytes.extend_from_slice(text.as_bytes());
         }
         BASE64.encode(bytes)
@@ -184,16 +249,7 @@ impl Parcel {
         let mut rest = bytes.as_slice();
         while let Some((tag, behind)) = rest.split_first() {
             rest = behind;
-            let (mut length, mut shift) = (0_usize, 0);
-            loop {
-                let (byte, behind) = rest.split_first()?;
-                rest = behind;
-                length |= usize::from(byte & 0x7f).checked_shl(shift)?;
-                shift += 7;
-                if byte & 0x80 == 0 {
-                    break;
-                }
-            }
+            let length = usize::try_from(take_varint(&mut rest)?).ok()?;
             let (field, behind) = rest.split_at_checked(length)?;
             rest = behind;
             let field = String::from_utf8(field.to_vec()).ok()?;
@@ -215,20 +271,39 @@ const FIELDS_BYTES: usize = 8 + 8 + 2 + 1 + 1 + 8 + 8;
 impl FileId {
     /// The id as text: 300 to 1,100 characters of base64.
     pub fn encode(&self) -> String {
+        let fields = self.fields();
+        let sum = checksum(&fields).to_le_bytes();
+        let filler = self.filler();
+        Parcel {
+            file: format!("{PREFIX}{}", URL_BASE64.encode([&fields[..], &sum].concat())),
+            authkey: URL_BASE64.encode(&filler),
+            key: hexadecimal(&filler[..16]),
+        }
+        .encode()
+    }
+
+    /// The key that the id has, which the API is not told.
+    pub fn key(&self) -> FileKey {
+        let filler = self.filler();
+        FileKey(*filler.first_chunk().expect("100 bytes"))
+    }
+
+    fn fields(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(FIELDS_BYTES + 8);
         for number in [self.corp_tag, self.seq, self.file.number, self.file.size_bytes] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.ordinal.to_le_bytes());
         bytes.extend_from_slice(&[self.obstacle as u8, self.file.format as u8]);
-        let sum = checksum(&bytes);
-        bytes.extend_from_slice(&sum.to_le_bytes());
-        let mut random = Random::new(sum, "sdkfileid", u64::from(self.ordinal));
+        bytes
+    }
+
+    /// 100 to 500 bytes that are no other id's.
+    fn filler(&self) -> Vec<u8> {
+        let mut random = Random::new(checksum(&self.fields()), "sdkfileid", u64::from(self.ordinal));
         let mut filler = vec![0; random.between(100, 500) as usize];
         random.fill(&mut filler);
-        let key = hexadecimal(&filler[..16]);
-        Parcel { file: format!("{PREFIX}{}", URL_BASE64.encode(bytes)), authkey: URL_BASE64.encode(filler), key }
-            .encode()
+        filler
     }
 
     /// Reads an id; none if it is malformed.

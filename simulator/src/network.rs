@@ -3,7 +3,7 @@
 //! A call is a TCP connection of its own, through a proxy where there is one; TLS, whose certificate has to be for the host but
 //! may come from anybody; one HTTP/1.0 request.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, RANGE};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, RANGE};
 use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -23,11 +23,11 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_util::io::InspectReader;
 
 use crate::api::{FILES, PAGES, TOKENS};
-use crate::archive::{NoPiece, Piece};
-use crate::code::{Code, NETWORK};
-use crate::media::Parcel;
+use crate::code::{Code, NETWORK, NOT_DECRYPTED, SYSTEM};
+use crate::media::{Chunk, FileKey, Parcel};
 use crate::scenario::Network;
 use crate::sdk::refuse_token;
 
@@ -105,13 +105,7 @@ impl Network {
     }
 
     /// Asks for the bytes of a file from `start` to `end`.
-    pub fn piece(
-        &self,
-        token: &str,
-        parcel: &Parcel,
-        (start, end): (u64, u64),
-        via: &Via<'_>,
-    ) -> Result<Result<Piece, NoPiece>, Code> {
+    pub fn chunk(&self, token: &str, parcel: &Parcel, (start, end): (u64, u64), via: &Via<'_>) -> Result<Chunk, Code> {
         let text = |text: &str| Value::from(text).to_string();
         let (file, authkey) = (text(&parcel.file), text(&parcel.authkey));
         let body = format!(r#"{{"fileid":{file},"authkey":{authkey},"version":3}}"#);
@@ -119,15 +113,15 @@ impl Network {
             .header(RANGE, format!("bytes={start}-{end}"))
             .header(CONTENT_TYPE, FORM);
         let answer = self.ask(request.body(body.into()), via)?;
-        let range = answer.headers().get(CONTENT_RANGE).and_then(|range| content_range(range.to_str().ok()?, start));
-        let body = answer.into_body();
-        Ok(match range {
-            Some((next, size_bytes)) => Ok(Piece { data: body.into(), next, size_bytes }),
-            None => Err(match serde_json::from_slice::<Value>(&body).unwrap_or_default()["errcode"].as_i64() {
-                Some(errcode) if errcode != 0 => NoPiece::Errcode(i32::try_from(errcode).unwrap_or(-1)),
-                _ => NoPiece::Body(body.into()),
-            }),
-        })
+        let next = answer.extensions().get::<RawHead>().and_then(RawHead::next);
+        let answer: Value = serde_json::from_slice(answer.body()).map_err(|_| SYSTEM)?;
+        if let Some(errcode) = answer["errcode"].as_i64().filter(|errcode| *errcode != 0) {
+            return Err(Code::of_media_errcode(i32::try_from(errcode).unwrap_or(-1)));
+        }
+        let part = answer["content"].as_str().and_then(|content| BASE64.decode(content).ok()).ok_or(SYSTEM)?;
+        let part =
+            FileKey::read(&parcel.key).and_then(|key| key.decipher(part, next.is_none())).ok_or(NOT_DECRYPTED)?;
+        Ok(Chunk::new(part, next))
     }
 
     /// Sends one request, and takes the whole answer of it, whose status is one of success.
@@ -179,25 +173,45 @@ impl Network {
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// The head of the answer, if it is one.
+/// An answer's head as it came over the wire.
+#[derive(Debug, Clone)]
+struct RawHead(Arc<Mutex<Vec<u8>>>);
+
+impl RawHead {
+    /// Where the next part of the file begins, unless this was the last: by the bytes `CONTENT-RANGE` and ` BYTES a-b/total`, in no
+    /// other spelling (measured).
+    fn next(&self) -> Option<u64> {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(&bytes);
+        let (head, _) = text.split_once("\r\n\r\n")?;
+        let (_, range) = head.split_once("CONTENT-RANGE")?.1.split_once(" BYTES ")?;
+        let (range, total) = range.lines().next()?.split_once('/')?;
+        let next = range.split_once('-')?.1.parse::<u64>().ok()?.checked_add(1)?;
+        (next != total.trim().parse::<u64>().ok()?).then_some(next)
+    }
+}
+
+/// The head of the answer, if it is one. What it looks like on the wire is in its extensions.
 async fn send<Stream>(stream: Stream, request: Request<Full<Bytes>>) -> Option<Response<Incoming>>
 where
     Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
+    let raw = RawHead(Arc::default());
+    let seen = raw.clone();
+    let stream = InspectReader::new(stream, move |bytes: &[u8]| {
+        let mut head = seen.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if head.len() < RAW_HEAD_BYTES_MAX {
+            head.extend_from_slice(bytes);
+        }
+    });
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
     tokio::spawn(connection.with_upgrades());
-    sender.send_request(request).await.ok()
+    let mut response = sender.send_request(request).await.ok()?;
+    response.extensions_mut().insert(raw);
+    Some(response)
 }
 
-/// Where the next piece begins, and the file's size.
-fn content_range(text: &str, start: u64) -> Option<(u64, u64)> {
-    let (range, size_bytes) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let next = match range.split_once('-') {
-        Some((_, last)) => last.parse::<u64>().ok()?.checked_add(1)?,
-        None => start,
-    };
-    Some((next, size_bytes.parse().ok()?))
-}
+const RAW_HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// TLS as the vendor's library speaks it: it takes a certificate of the right name from whoever made it (measured).
 pub fn tls() -> Arc<ClientConfig> {

@@ -4,23 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::api::wrong_secret;
-use crate::archive::{Archive, NoPiece, Piece, Pull, now_ms, print_raw};
-use crate::code::{
-    ADDRESS_NOT_ALLOWED, BAD_ARGUMENT, BAD_FILE_ID, Code, EXPIRED, NETWORK, NOT_DECRYPTED, SYSTEM, UNREADABLE_ANSWER,
-};
+use crate::archive::{Archive, NoPiece, Pull, now_ms, print_raw};
+use crate::code::{BAD_ARGUMENT, Code, MALFORMED, NETWORK, NOT_DECRYPTED, SYSTEM};
 use crate::fault::{Call, Fault, Function};
-use crate::media::{CHUNK_BYTES, CIPHER_BLOCK_BYTES, FileId, Obstacle, Parcel};
+use crate::media::{CHUNK_BYTES, CIPHER_BLOCK_BYTES, Chunk, FileId, Obstacle, Parcel};
 use crate::network::Via;
 use crate::probe;
-
-/// What `GetMediaData` brings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chunk {
-    pub data: Vec<u8>,
-    /// Empty at the end of the file.
-    pub next_index: Vec<u8>,
-    pub is_finish: bool,
-}
 
 /// An sdk object.
 #[derive(Debug)]
@@ -123,33 +112,27 @@ impl Sdk {
         let seqs = id.map(|id| (id.seq, id.seq));
         let call = Call { function: Function::GetMediaData, corp_id: &identity.corp_id, seqs, limit: None };
         // An id is judged with a token in hand, but before the vendor is asked for the file.
-        let answer = if let Some(network) = archive.network() {
+        if let Some(network) = archive.network() {
             self.fail_aside(archive, &call, via)?;
             let token = self.token(|| network.token(&identity.corp_id, &identity.secret, via))?;
-            network.piece(&token, &Parcel::decode(sdkfileid).ok_or(BAD_FILE_ID)?, range, via)?
-        } else {
-            let account = archive.account(&identity.corp_id, &identity.secret);
-            let account = account.ok_or_else(|| refuse_token(&wrong_secret(&identity.secret)))?;
-            via.scheme()?;
-            let fault = self.fail(archive, &call, via)?;
-            let token = self.token(|| archive.token(&account.corp))?;
-            archive.piece(&account.corp, &token, &id.ok_or(BAD_FILE_ID)?, range, fault)
-        };
-        let Piece { data, next, size_bytes } = answer.map_err(|no_piece| match no_piece {
-            // Most are one to the library.
-            NoPiece::Errcode(301_042) => ADDRESS_NOT_ALLOWED,
-            NoPiece::Errcode(301_048) => EXPIRED,
-            NoPiece::Errcode(_) => UNREADABLE_ANSWER,
+            return network.chunk(&token, &Parcel::decode(sdkfileid).ok_or(MALFORMED)?, range, via);
+        }
+        let account = archive.account(&identity.corp_id, &identity.secret);
+        let account = account.ok_or_else(|| refuse_token(&wrong_secret(&identity.secret)))?;
+        via.scheme()?;
+        let fault = self.fail(archive, &call, via)?;
+        let token = self.token(|| archive.token(&account.corp))?;
+        let id = id.ok_or(MALFORMED)?;
+        let piece = archive.piece(&account.corp, &token, &id, range, fault).map_err(|no_piece| match no_piece {
+            NoPiece::Errcode(errcode) => Code::of_media_errcode(errcode),
             NoPiece::Body(_) => SYSTEM,
             NoPiece::OutOfRange => NETWORK,
         })?;
-        if id.is_some_and(|id| id.obstacle == Obstacle::Undecryptable) {
+        if id.obstacle == Obstacle::Undecryptable {
             return Err(NOT_DECRYPTED);
         }
-        let is_finish = next >= size_bytes;
-        let last = next.saturating_add(CHUNK_BYTES - 1);
-        let next_index = if is_finish { Vec::new() } else { format!("Range:bytes={next}-{last}").into_bytes() };
-        Ok(Chunk { data, next_index, is_finish })
+        let next = (!piece.is_last()).then_some(piece.next);
+        Ok(Chunk::new(piece.data, next))
     }
 
     fn identity(&self) -> Identity {

@@ -15,13 +15,13 @@ use serde_json::Value;
 use wecom_simulator::archive::{Archive, now_ms};
 use wecom_simulator::code::Code;
 use wecom_simulator::fault::Fault;
-use wecom_simulator::media::{CHUNK_BYTES, hexadecimal};
+use wecom_simulator::media::{CHUNK_BYTES, Chunk, hexadecimal};
 use wecom_simulator::message::kind::{MessageKind, Oddity};
 use wecom_simulator::message::{Message, compose};
 use wecom_simulator::network::Via;
 use wecom_simulator::oracle::{self, Expect, ExpectMedia, Expectation};
 use wecom_simulator::scenario::{Scenario, ScenarioError};
-use wecom_simulator::sdk::{Chunk, Sdk};
+use wecom_simulator::sdk::Sdk;
 
 /// All types evenly, every oddity and every bad record.
 const EVERYTHING: &str = "
@@ -430,7 +430,7 @@ fn media_faults_lose_or_bend_bytes() {
     let corp = "messages = 1\npinned = [{ seq = 1, msgtype = 'video', size_bytes = 700000 }]\nodd = []";
     let rows = [
         ("short_chunk_bytes = 1000", true, 700_000),
-        ("lose_bytes = 3", false, 699_997),
+        ("lose_bytes = 3", false, 699_984),
         ("corrupt = true", false, 700_000),
         ("corrupt = true\nseq = [2]", true, 700_000),
     ];

@@ -1,28 +1,20 @@
-//! A stand-in for the vendor's API, for the vendor's own library: a proxy on loopback that ends TLS itself.
+//! A stand-in for the vendor's API, for the vendor's own library, on the simulator's server.
 //!
-//! The library takes a certificate of that name from anybody and goes to whatever proxy it is told (measured), so nothing of it
-//! leaves the machine. The egress guard takes the certificate by its CA alone, see [`VendorApi::ca_file`].
-//! The archive behind it is what the test puts there, or a scenario's, see [`VendorApi::serve`]; what the library asked for is
-//! kept for the test to look at.
+//! The egress guard takes its certificate by its CA alone, see [`VendorApi::ca_file`]. The archive behind it is what the test puts
+//! there, or a scenario's, see [`VendorApi::serve`]; what the library asked for is kept for the test to look at.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::PrivatePkcs8KeyDer;
-use rustls::{ServerConfig, ServerConnection, Stream};
 use serde_json::Value;
 use tempfile::NamedTempFile;
-use wecom_simulator::api;
 pub use wecom_simulator::api::{FILES, PAGES, TOKENS};
 use wecom_simulator::archive::Archive;
-
-/// The one host that the library may ask for.
-const HOST: &str = "qyapi.weixin.qq.com:443";
+use wecom_simulator::server::{self, Identity, Reply, Service, http};
 
 /// What the API answers in place of a page, or of a file.
 #[derive(Debug, Clone)]
@@ -32,6 +24,10 @@ pub enum Fault {
     DeadToken,
     Status(u16),
     Body(&'static [u8]),
+    /// This whole answer, head and body.
+    Answer(&'static [u8]),
+    /// The archive's answer, but the names in its head are in lower case.
+    LowerCase,
     /// The connection ends in the middle of the answer.
     Cut,
     /// No answer ever, to a pull.
@@ -57,10 +53,16 @@ pub struct Request {
     /// As it came; empty where there was none.
     pub query: String,
     pub range: Option<String>,
+    /// As JSON; null where it is none.
     pub body: Value,
 }
 
 impl Request {
+    fn of(request: &server::Request) -> Request {
+        let server::Request { path, version, query, range, body } = request.clone();
+        Request { path, version, query, range, body: serde_json::from_slice(&body).unwrap_or_default() }
+    }
+
     /// What stands behind `name` in the query; empty where it is missing.
     fn parameter(&self, name: &str) -> &str {
         self.query.split('&').find_map(|pair| pair.strip_prefix(name)).unwrap_or_default()
@@ -72,8 +74,11 @@ impl Request {
 pub struct VendorApi {
     address: SocketAddr,
     ca: NamedTempFile,
-    corp: Arc<Mutex<Corp>>,
+    corp: Arc<Api>,
 }
+
+#[derive(Debug)]
+struct Api(Mutex<Corp>);
 
 #[derive(Debug)]
 struct Corp {
@@ -109,7 +114,6 @@ impl VendorApi {
         let hosts = || exceptions.split([',', ' ']).filter(|host| !host.is_empty());
         let is_ours = |host: &str| host == "*" || "qyapi.weixin.qq.com".ends_with(host.trim_start_matches('.'));
         assert!(!hosts().any(is_ours), "no_proxy={exceptions} leads the vendor's library past the test's proxy");
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let corp = Corp {
             secret: secret.to_owned(),
             proxy_password: None,
@@ -121,20 +125,12 @@ impl VendorApi {
             requests: Vec::new(),
             strays: Vec::new(),
         };
-        let address = listener.local_addr().expect("an address");
+        let corp = Arc::new(Api(Mutex::new(corp)));
+        let identity = Identity::new().expect("a certificate");
         let mut ca = NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a file for the CA");
-        let (tls, pem) = tls();
-        ca.write_all(pem.as_bytes()).expect("the CA");
-        let api = VendorApi { address, ca, corp: Arc::new(Mutex::new(corp)) };
-        let corp = api.corp.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let (tls, corp) = (tls.clone(), corp.clone());
-                // A connection that breaks is the library's to complain of: the test sees what it makes of it.
-                std::thread::spawn(move || serve(stream, &tls, &corp));
-            }
-        });
-        api
+        ca.write_all(identity.ca.as_bytes()).expect("the CA");
+        let address = server::start(0, &identity, corp.clone()).expect("a port");
+        VendorApi { address, ca, corp }
     }
 
     /// For `wecom.proxy`.
@@ -199,126 +195,87 @@ impl VendorApi {
     }
 
     fn corp(&self) -> MutexGuard<'_, Corp> {
-        lock(&self.corp)
+        self.corp.corp()
     }
 }
 
-fn lock(corp: &Mutex<Corp>) -> MutexGuard<'_, Corp> {
-    corp.lock().unwrap_or_else(PoisonError::into_inner)
+impl Api {
+    fn corp(&self) -> MutexGuard<'_, Corp> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answer of a scenario. A fault of the scenario may have it wait: nobody else has to.
+    fn answer_from(
+        &self,
+        archive: &Archive,
+        request: &Request,
+        asked: &server::Request,
+        fault: Option<Fault>,
+    ) -> Reply {
+        if let Some(Fault::DeadToken) = fault {
+            archive.revoke_token(request.parameter("access_token="));
+        }
+        if let Some(answer) = fault.as_ref().and_then(in_place_of_answer) {
+            return Reply { bytes: answer, is_last: false };
+        }
+        let answer = archive.answer(&asked.for_api());
+        let mut corp = self.corp();
+        match (answer.status, request.path.as_str()) {
+            (404, path) => corp.strays.push(path.to_owned()),
+            (_, TOKENS) if answer.body.starts_with(br#"{"errcode":0,"#) => corp.tokens += 1,
+            _ => {}
+        }
+        let mut reply = Reply::from(answer);
+        if let Some(Fault::LowerCase) = fault {
+            // Behind the status line.
+            let mut lines = reply.bytes.split_mut(|byte| *byte == b'\n').skip(1);
+            lines.by_ref().take_while(|line| *line != b"\r").for_each(|line| line.make_ascii_lowercase());
+        }
+        reply
+    }
 }
 
-/// TLS under the vendor's name, and its CA in PEM.
-fn tls() -> (Arc<ServerConfig>, String) {
-    let key = || KeyPair::generate().expect("a key");
-    let mut issuer = CertificateParams::default();
-    issuer.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let issuer = CertifiedIssuer::self_signed(issuer, key()).expect("a CA");
-    let own = key();
-    let params = CertificateParams::new(["qyapi.weixin.qq.com".to_owned()]).expect("a name");
-    let certificate = params.signed_by(&own, &issuer).expect("a certificate");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions of TLS")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.into()], PrivatePkcs8KeyDer::from(own.serialize_der()).into())
-        .expect("our own certificate");
-    let pem = BASE64_STANDARD.encode(issuer.der());
-    (Arc::new(config), format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n"))
-}
+impl Service for Api {
+    fn proxy_password(&self) -> Option<String> {
+        self.corp().proxy_password.clone()
+    }
 
-/// One connection: the proxy's part, then a request and its answer within TLS.
-fn serve(mut tcp: TcpStream, tls: &Arc<ServerConfig>, corp: &Mutex<Corp>) -> io::Result<()> {
-    // As servers do that keep connections: else the end of an answer waits for the acknowledgement of what is before it.
-    tcp.set_nodelay(true)?;
-    let head = Head::read(&mut BufReader::with_capacity(1, &tcp))?;
-    let authorization = lock(corp).proxy_password.as_ref().map(|password| format!("Basic {password}"));
-    if head.method != "CONNECT" || head.target != HOST {
-        lock(corp).strays.push(format!("{} {}", head.method, head.target));
-        return tcp.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n");
+    fn answer(&self, asked: &server::Request) -> Reply {
+        let request = Request::of(asked);
+        let (gate, is_cut, archive, fault) = {
+            let mut corp = self.corp();
+            corp.requests.push(request.clone());
+            (corp.gate(&request), corp.is_cut(&request), corp.archive.clone(), corp.next_fault(&request))
+        };
+        let mut reply = match archive {
+            Some(archive) => self.answer_from(&archive, &request, asked, fault),
+            None => Reply { bytes: self.corp().answer(&request, fault), is_last: false },
+        };
+        if is_cut {
+            reply.bytes.truncate(reply.bytes.len() - 2);
+            reply.is_last = true;
+        }
+        if let Some(gate) = gate {
+            gate.wait();
+        }
+        reply
     }
-    if authorization.is_some() && head.header("proxy-authorization") != authorization.as_deref() {
-        return tcp.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n");
-    }
-    tcp.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
 
-    let mut connection = ServerConnection::new(tls.clone()).map_err(io::Error::other)?;
-    let mut stream = Stream::new(&mut connection, &mut tcp);
-    while serve_request(&mut stream, corp)? {}
-    stream.conn.send_close_notify();
-    stream.flush()
-}
-
-/// One request within TLS; says whether another may follow.
-fn serve_request(mut stream: &mut (impl Read + Write), corp: &Mutex<Corp>) -> io::Result<bool> {
-    let (head, body) = {
-        let mut reader = BufReader::new(&mut stream);
-        let head = Head::read(&mut reader)?;
-        let length = head.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body)?;
-        (head, body)
-    };
-    let (path, query) = head.target.split_once('?').unwrap_or((&head.target, ""));
-    let request = Request {
-        path: path.to_owned(),
-        version: head.version.clone(),
-        query: query.to_owned(),
-        range: head.header("range").map(str::to_owned),
-        body: serde_json::from_slice(&body).unwrap_or_default(),
-    };
-    let (gate, is_cut, archive, fault) = {
-        let mut corp = lock(corp);
-        corp.requests.push(request.clone());
-        (corp.gate(&request), corp.is_cut(&request), corp.archive.clone(), corp.next_fault(&request))
-    };
-    let mut answer = match archive {
-        // A fault of the scenario may have it wait: nobody else has to.
-        Some(archive) => answer_from(&archive, &request, &body, fault, corp),
-        None => lock(corp).answer(&request, fault),
-    };
-    if is_cut {
-        answer.truncate(answer.len() - 2);
-    }
-    if let Some(gate) = gate {
-        gate.wait();
-    }
-    stream.write_all(&answer)?;
-    stream.flush()?;
-    Ok(head.version != "HTTP/1.0" && !is_cut)
-}
-
-/// The whole HTTP answer of a scenario.
-fn answer_from(archive: &Archive, request: &Request, body: &[u8], fault: Option<Fault>, corp: &Mutex<Corp>) -> Vec<u8> {
-    if let Some(Fault::DeadToken) = fault {
-        archive.revoke_token(request.parameter("access_token="));
-    }
-    if let Some(answer) = fault.as_ref().and_then(in_place_of_answer) {
-        return answer;
-    }
-    let asked = api::Request { path: &request.path, query: &request.query, range: request.range.as_deref(), body };
-    let api::Answer { status: code, content_range, body } = archive.answer(&asked);
-    let mut corp = lock(corp);
-    match (code, request.path.as_str()) {
-        (404, path) => corp.strays.push(path.to_owned()),
-        (_, TOKENS) if body.starts_with(br#"{"errcode":0,"#) => corp.tokens += 1,
-        _ => {}
-    }
-    match content_range {
-        Some(range) => http(code, &format!("content-range: {range}\r\n"), &body),
-        None => http(code, "", &body),
+    fn stray(&self, what: String) {
+        self.corp().strays.push(what);
     }
 }
 
 /// The answer of a fault that needs none from the archive.
 fn in_place_of_answer(fault: &Fault) -> Option<Vec<u8>> {
     match fault {
-        Fault::DeadToken | Fault::Silence | Fault::Together(_) | Fault::Cut => None,
+        Fault::DeadToken | Fault::LowerCase | Fault::Silence | Fault::Together(_) | Fault::Cut => None,
         Fault::Errcode(code) => {
             Some(ok(format!(r#"{{"errcode":{code},"errmsg":"refused, from ip: 203.0.113.7, more info"}}"#).as_bytes()))
         }
         Fault::Status(code) => Some(status(*code)),
         Fault::Body(body) => Some(ok(body)),
+        Fault::Answer(answer) => Some(answer.to_vec()),
     }
 }
 
@@ -412,48 +369,4 @@ fn ok(body: &[u8]) -> Vec<u8> {
 
 fn status(code: u16) -> Vec<u8> {
     http(code, "", b"")
-}
-
-/// `headers` are whole lines.
-fn http(code: u16, headers: &str, body: &[u8]) -> Vec<u8> {
-    let length = body.len();
-    let head =
-        format!("HTTP/1.1 {code} Said\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n");
-    [head.as_bytes(), body].concat()
-}
-
-/// Request line and headers.
-struct Head {
-    method: String,
-    target: String,
-    version: String,
-    headers: Vec<(String, String)>,
-}
-
-impl Head {
-    fn read(reader: &mut impl BufRead) -> io::Result<Head> {
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            match line.trim_end() {
-                "" => break,
-                line => lines.push(line.to_owned()),
-            }
-        }
-        let mut words = lines.first().map(String::as_str).unwrap_or_default().split(' ').map(str::to_owned);
-        let headers = lines.iter().skip(1).filter_map(|line| line.split_once(':'));
-        Ok(Head {
-            method: words.next().unwrap_or_default(),
-            target: words.next().unwrap_or_default(),
-            version: words.next().unwrap_or_default(),
-            headers: headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect(),
-        })
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
-    }
 }

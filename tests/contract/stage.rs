@@ -22,14 +22,16 @@ use wecom_connector::sdk::{Account, DecryptError, MediaChunk, SdkClient, SdkErro
 
 use wecom_simulator::archive::Archive;
 use wecom_simulator::media::Parcel;
+use wecom_simulator::random::Random;
 use wecom_simulator::scenario::Scenario;
+use wecom_simulator::sealing::Seal;
 
 use crate::harness::{self, FILES, Fault, PAGES, PATIENCE, TOKENS, VendorApi, wait_until};
 
 pub const SECRET: &str = "s3cret-OF-the-archive";
 /// What the proxy takes, where it asks for something.
 pub const PROXY_PASSWORD: &str = "proxy-user:proxy-password";
-/// Of each row's file: two chunks and a bit.
+/// Of a row's file, if it does not say otherwise: two chunks and a bit.
 pub const FILE_BYTES: usize = 1_200_000;
 
 // Bodies as a scenario can have them too.
@@ -94,6 +96,8 @@ pub struct Row {
     pub file: &'static [Fault],
     /// What is done, and what has to come of it.
     pub steps: &'static [(Step, &'static str)],
+    /// The size of the row's file.
+    pub file_bytes: usize,
     /// Where it cannot be run, and why.
     pub not_on: &'static [(Not, &'static str)],
 }
@@ -120,11 +124,32 @@ pub enum Step {
     WholeFile,
     /// With each of these keys, messages of these lengths.
     Decrypt(&'static [&'static [u8]], RangeInclusive<usize>),
+    /// Messages of these lengths, each sealed as the vendor's are.
+    Sealed(&'static [usize]),
+    /// A message that is sealed in another way. What the library gets of it is changed like this.
+    SealedAs(&'static [Tamper]),
+    /// The row's file, by an id whose key is this text.
+    MediaKey(&'static str),
     /// How many tokens were given out by now.
     Tokens,
     HttpVersions,
     /// What the library has printed, as it is logged.
     Noise,
+}
+
+/// What is done to a sealed message: to its seal before it is made, or to what came of it.
+#[derive(Debug, Clone, Copy)]
+pub enum Tamper {
+    /// The key opens with another outer key than stands in the message.
+    OuterKey,
+    /// The key tells another inner key than the message has.
+    InnerKey,
+    /// So many characters are told to stand before, behind and in the message, whatever stands there.
+    Told(usize, usize, usize),
+    /// The message ends after so many characters.
+    EndsAt(usize),
+    /// What the key opens to is no protocol buffer.
+    NoParameters,
 }
 
 /// A library that is ready for a row's steps.
@@ -283,6 +308,31 @@ impl<'a> Stage<'a> {
                     Err(error) => answers.push(code(error)),
                 }
             }
+            Step::Sealed(lengths) => {
+                let mut random = Random::new(1, "contract", 0);
+                for length in *lengths {
+                    let mut plaintext = vec![0; *length];
+                    random.fill(&mut plaintext);
+                    let seal = Seal::draw(&mut random, 0);
+                    let (key, message) = (seal.key(&mut random), seal.message(&plaintext, &mut random));
+                    answers.push(match self.decrypt(key, message).await {
+                        Ok(opened) if opened == plaintext => "as it was".to_owned(),
+                        Ok(opened) => format!("{} bytes of {length}", opened.len()),
+                        Err(what) => what,
+                    });
+                }
+            }
+            Step::SealedAs(tampers) => {
+                for tamper in *tampers {
+                    let (key, message) = tamper.seal();
+                    answers.push(self.decrypt(key, message).await.map_or_else(|what| what, |_| "opened".to_owned()));
+                }
+            }
+            Step::MediaKey(key) => {
+                let parcel = Parcel::decode(self.sdkfileid.as_bytes()).expect("an sdkfileid");
+                let id = Parcel { key: (*key).to_owned(), ..parcel }.encode();
+                answers.push(chunk(self.client.get_media_data(&id, b"").await));
+            }
             Step::Tokens => answers.push(match &self.behind {
                 Behind::Scenario(simulator) => simulator.tokens(&self.corp_id),
                 Behind::Api(api) => api.tokens().len().to_string(),
@@ -306,6 +356,38 @@ impl<'a> Stage<'a> {
         }
         answers.dedup();
         answers.join(", ")
+    }
+}
+
+impl Stage<'_> {
+    /// What comes out of one sealed message, or what is in its place.
+    async fn decrypt(&self, key: String, message: String) -> Result<Vec<u8>, String> {
+        let sealed = SealedMessage { key: key.into_bytes(), message };
+        let mut results = self.client.decrypt(&[sealed]).await.map_err(code)?;
+        results.remove(0).map_err(|error| match error {
+            DecryptError::Code(code) => code.to_string(),
+            DecryptError::Crash(reason) => reason,
+        })
+    }
+}
+
+impl Tamper {
+    /// Key and message.
+    fn seal(self) -> (String, String) {
+        let mut random = Random::new(2, "contract", 0);
+        let seal = Seal { before: 5, after: 7, inserted: 3, ..Seal::draw(&mut random, 0) };
+        let mut message = seal.message(br#"{"msgid":"m"}"#, &mut random);
+        let told = match self {
+            Tamper::OuterKey => Seal { outer_key: seal.outer_key.chars().rev().collect(), ..seal },
+            Tamper::InnerKey => Seal { inner_key: seal.inner_key.iter().rev().copied().collect(), ..seal },
+            Tamper::NoParameters => return (seal.close(b"no protocol buffer", &mut random), message),
+            Tamper::Told(before, after, inserted) => Seal { before, after, inserted, ..seal },
+            Tamper::EndsAt(length) => {
+                message.truncate(length);
+                seal
+            }
+        };
+        (told.key(&mut random), message)
     }
 }
 
@@ -403,7 +485,8 @@ impl Simulator {
             .collect();
         format!(
             "[[corp]]\nid = '{id}'\nsecret = '{SECRET}'\nmessages = 1\nodd = []\n\
-             pinned = [{{ seq = 1, msgtype = 'video', size_bytes = {FILE_BYTES} }}]\n{faults}"
+             pinned = [{{ seq = 1, msgtype = 'video', size_bytes = {} }}]\n{faults}",
+            row.file_bytes
         )
     }
 
