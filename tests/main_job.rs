@@ -4,13 +4,12 @@
 #[path = "common/harness.rs"]
 mod harness;
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rdkafka::message::Message as _;
 use serde_json::Value;
 
 use harness::{
-    Corp, FILES, Fault, Kafka, PAGES, PATIENCE, S3, SASL_PASSWORD, SASL_USER, TOKENS, Worker, WorkerFiles,
-    check_schemas, header, read_committed, unique, wait_until,
+    Corp, Kafka, PATIENCE, S3, SASL_PASSWORD, SASL_USER, Worker, WorkerFiles, check_schemas, header, read_committed,
+    unique, wait_until,
 };
 
 const CONNECTOR: &str = "archive";
@@ -136,80 +135,6 @@ fn a_host_whose_library_hangs_at_its_start_ends_with_its_worker() {
     worker.start_again();
     wait_until("the library to hang", PATIENCE, || corp.strikes("init") > 0 && !worker.sdk_hosts().is_empty());
     worker.kill();
-}
-
-/// A part of [`EVERYTHING`] that is big enough for several pages and for files of several pieces.
-const SOMETHING: &str = r#"
-seed = 11
-messages = 600
-history_hours = 20.0
-conversations = 30
-key = [{ version = 1 }, { version = 3, from_seq = 300 }]
-media = { size_bytes = [0, 40000], large_share = 0.05, large_size_bytes = [600000, 1500000] }
-bad = [
-    { kind = "wrong_key", seq = [50] },
-    { kind = "garbage_ciphertext", seq = [51] },
-    { kind = "short_ciphertext", seq = [52] },
-]
-"#;
-
-/// What the library and the API fail in, when the library goes over the network.
-const FAULTS_ON_THE_WAY: &str = r#"
-[[fault]]
-function = "GetChatData"
-call = 2
-abort = true
-
-[[fault]]
-function = "GetChatData"
-call = 3
-errcode = 40014
-
-[[fault]]
-function = "GetChatData"
-call = 5
-body = "truncated"
-
-[[fault]]
-name = "files"
-function = "GetMediaData"
-call = 10
-errcode = 45009
-times = 2
-
-[[fault]]
-function = "GetMediaData"
-call = 20
-short_chunk_bytes = 1000
-"#;
-
-/// The library asks an API for everything, through the guard and a proxy that wants a password; the API fails too.
-#[test]
-fn everything_arrives_over_the_network() {
-    let kafka = Kafka::shared();
-    let corp = Corp::new(SOMETHING, FAULTS_ON_THE_WAY);
-    let api = corp.go_online(SOMETHING, FAULTS_ON_THE_WAY);
-    api.ask_proxy_password(&BASE64_STANDARD.encode("proxy-user:pr0xy-Secret"));
-    api.fault([Fault::Status(502), Fault::Cut]);
-    let ca = api.ca_file().to_str().expect("a path in UTF-8").to_owned();
-    let network = [
-        ("wecom.proxy", api.proxy()),
-        ("wecom.proxy.password", "proxy-user:pr0xy-Secret".to_owned()),
-        ("sdk.egress.ca.file", ca),
-        ("wecom.page.limit", "100".to_owned()),
-    ];
-    let network = network.each_ref().map(|(key, value)| (*key, value.as_str()));
-    let mut worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &network).start();
-    wait_committed(&mut worker, 600.0);
-    eprintln!("{}", corp.reader(kafka, worker.files(), CONNECTOR, None).check());
-    assert_eq!((api.faults_left(), corp.strikes("files")), (0, 2), "not all faults came up");
-    for path in [TOKENS, PAGES, FILES] {
-        assert!(!api.requests(path).is_empty(), "nobody asked for {path}");
-    }
-    api.assert_no_strays();
-    assert_eq!(worker.terminate().code(), Some(0), "{}", worker.log());
-    let secrets = [harness::SECRET, "pr0xy-Secret", "t0kenT0KEN"];
-    assert!(secrets.iter().all(|secret| !worker.log().contains(secret)), "the log shows a secret");
 }
 
 #[test]

@@ -267,6 +267,9 @@ public final class Reader {
     final Map<Long, Integer> messagesBySeq = new HashMap<>();
     final Map<Long, Integer> deadLettersBySeq = new HashMap<>();
 
+    /** Where the dead letters stood that are messages now, and the seq of each message. */
+    final Map<String, Long> replayed = new TreeMap<>();
+
     /** Messages and dead letters that have a seq, but for those that were replayed. */
     final List<Link> links = new ArrayList<>();
 
@@ -313,6 +316,10 @@ public final class Reader {
                 Long last = lastSeqByKey.put(key, seq);
                 order.that(last == null || last < seq, () -> "seq " + seq + " after " + last + " " + at(record));
                 links.add(new Link(seq, header(record, "wecom.previous_seq"), at(record)));
+            } else {
+                check("every replayed message has the dead letter that it names").that(
+                        replayed.put(header(record, "wecom.replayed_from"), seq) == null,
+                        () -> "seq " + seq + ": the dead letter was replayed before " + at(record));
             }
             int right = BuiltInPartitioner.partitionForKey(record.key(), partitions);
             partition.that(record.partition() == right, () -> "should be partition " + right + ": " + at(record));
@@ -375,10 +382,16 @@ public final class Reader {
             // A record may be bad by having no seq.
             long seq = sealed == null ? -1 : sealed.path("seq").asLong(-1);
             JsonNode said = expected.get(seq);
-            deadLettersBySeq.merge(seq, 1, Integer::sum);
             if (seq >= 0) {
                 links.add(new Link(seq, header(record, "wecom.previous_seq"), at(record)));
             }
+            String place = record.topic() + "-" + record.partition() + "@" + record.offset();
+            if (Objects.equals(replayed.get(place), seq)) {
+                replayed.remove(place);
+                count("dead letters", "replayed");
+                return;
+            }
+            deadLettersBySeq.merge(seq, 1, Integer::sum);
             // A malformed record lacks something, by being one.
             boolean whole = reason.equals("malformed") || sealed != null && sealed.has("encrypt_chat_msg")
                     && text(sealed, "msgid").equals(text(said == null ? sealed : said, "msgid"));
@@ -387,6 +400,8 @@ public final class Reader {
                     () -> "seq " + seq + ": reason " + reason + ", should be "
                             + (said == null ? "nothing" : text(said, "expect")) + " " + at(record));
         });
+        replayed.forEach((place, seq) -> check("every replayed message has the dead letter that it names").that(false,
+                () -> "seq " + seq + ": no dead letter of this seq at " + place));
     }
 
     void checkAllThere() {
