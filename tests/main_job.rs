@@ -25,6 +25,7 @@ seq_gap = 5
 conversations = 60
 key = [{ version = 1 }, { version = 3, from_seq = 1200 }]
 media = { size_bytes = [0, 40000], large_share = 0.02, large_size_bytes = [600000, 1500000] }
+pinned = [{ seq = 40, msgtype = "image", size_bytes = 30000 }]
 bad = [
     { kind = "unknown_key_version", seq = [1, 300] },
     { kind = "bad_base64", seq = [302] },
@@ -87,9 +88,10 @@ call = 20
 code = 10003
 times = 3
 
+# Of a file whose message declares its MD5: what nobody declares, nobody can find out.
 [[fault]]
 function = "GetMediaData"
-call = 60
+seq = [40]
 corrupt = true
 
 [[fault]]
