@@ -379,7 +379,7 @@ mod tests {
         let worker_id = server.address.to_string();
         let running = json!({"state": "RUNNING", "worker_id": worker_id, "version": VERSION});
         let task_0 = json!({"id": 0, "state": "RUNNING", "worker_id": worker_id, "version": VERSION});
-        let trace = "Storage refuses: check its keys. The next attempt is at 2026-01-01T00:01:00Z.";
+        let trace = "Storage refuses: check its keys. 1 failure since 2026-01-01T00:00:00Z. The next attempt is at 2026-01-01T00:01:00Z.";
         let task_1 = json!({"id": 1, "state": "FAILED", "worker_id": worker_id, "version": VERSION, "trace": trace});
         let status = json!({"name": "f1", "connector": running, "tasks": [task_0, task_1], "type": "source"});
         let not_found = |message: &str| json!({"error_code": 404, "message": message});
