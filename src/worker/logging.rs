@@ -35,19 +35,26 @@ pub enum LoggingError {
     Twice,
 }
 
+/// How panics begin that say what the system refused, and no more.
+const WORDS_OF_SYSTEM: [&str; 2] = ["OS can't spawn worker thread: ", "failed to spawn thread: "];
+
 /// Makes a panic in whatever thread a line of the log, so that JSON stays JSON; before there is a log, a line on stderr.
 ///
 /// Only the place is told, and a message without values in it: one that is put together can quote message text or a secret.
 pub fn report_panics() {
     panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(ToString::to_string);
-        let literal = panic.payload().downcast_ref::<&'static str>();
-        let message = literal.unwrap_or(&"what it says is kept out, because it may quote data");
+        let literal = panic.payload().downcast_ref::<&'static str>().copied();
+        let of_system = panic.payload().downcast_ref::<String>().map(String::as_str);
+        let of_system = of_system.filter(|said| WORDS_OF_SYSTEM.iter().any(|words| said.starts_with(words)));
+        let cause =
+            if of_system.is_some() { "for want of threads: raise their limit" } else { "a defect of this program" };
+        let message = literal.or(of_system).unwrap_or("what it says is kept out, because it may quote data");
         if tracing::dispatcher::has_been_set() {
-            tracing::error!(location, "panic, a defect of this program: {message}");
+            tracing::error!(location, "panic, {cause}: {message}");
         } else {
             let location = location.unwrap_or_default();
-            let _ = writeln!(io::stderr(), "panic at {location}, a defect of this program: {message}");
+            let _ = writeln!(io::stderr(), "panic at {location}, {cause}: {message}");
         }
     }));
 }
