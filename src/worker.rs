@@ -6,4 +6,5 @@ mod connector;
 pub mod exit;
 pub mod http;
 pub mod logging;
+mod repeats;
 pub mod standalone;

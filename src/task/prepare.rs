@@ -164,7 +164,14 @@ impl<'a> Preparer<'a> {
                 prepared.intolerable = Some(format!("the record {seq} is bad and errors.tolerance is none: {reason}"));
                 return Ok(prepared);
             }
-            tracing::warn!(connector = self.context.config.name, seq, reason = reason.name(), "dead letter: {reason}");
+            let kind = reason.kind();
+            tracing::warn!(
+                connector = self.context.config.name,
+                seq,
+                kind,
+                reason = reason.name(),
+                "dead letter: {reason}"
+            );
             let mut record = self.dead_letter(&context, element, link, &reason).await?;
             let header = request_bytes_max.map(|bytes| (REQUEST_BYTES_MAX_HEADER, bytes.to_string().into_bytes()));
             record.headers.extend(header);

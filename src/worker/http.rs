@@ -142,7 +142,7 @@ async fn accept(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection to the listener could not be accepted");
+                tracing::warn!(kind = "accept", %error, "a connection to the listener could not be accepted");
                 tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
