@@ -2,6 +2,7 @@
 
 mod access;
 mod certificate;
+mod connections;
 mod connector;
 pub mod exit;
 pub mod http;
