@@ -227,7 +227,7 @@ fn a_broker_that_is_not_there_is_waited_for() {
     let restarting = [&words[..], &["The last failure: ", " since 20"]].concat();
     wait_told(&mut worker, "archive", TASK, "RESTARTING", &restarting);
     let (code, health) = worker.get("/health").expect("an answer");
-    assert!(code == 503 && words.iter().all(|word| health.contains(word)), "{code} {health}");
+    assert!(code == 503 && health.contains(" since 20"), "{code} {health}");
     assert_eq!(worker.get("/livez").expect("an answer").0, 200);
     assert_ne!(worker.get("/readyz").expect("an answer").0, 200);
     kafka.brokers()[0].start_again();
