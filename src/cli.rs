@@ -15,7 +15,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::config::{ConfigErrors, ConnectorConfig, WorkerConfig};
 use crate::worker::exit::{self, Exit};
-use crate::{sdk, worker};
+use crate::{sdk, system, worker};
 
 /// Kafka-Connect-style source connector for the WeCom (企业微信) chat archive.
 ///
@@ -113,16 +113,27 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Parses the command line, runs, and says how it ended.
 pub fn run() -> ExitCode {
     worker::logging::report_panics();
+    // A panic has been told by then.
+    std::panic::catch_unwind(run_command).unwrap_or(Exit::Internal).into()
+}
+
+fn run_command() -> Exit {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage } else { Exit::Success }.into();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Success };
         }
     };
     // Keys and secrets stand in this process: no core file, and no look into it for the user's other processes.
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         eprintln!("this process's memory cannot be closed to others: {error}");
+    }
+    if !matches!(cli.command, Command::SdkHost | Command::Config(_) | Command::Keys(_))
+        && let Err(refusal) = system::check_at_start()
+    {
+        eprintln!("{refusal}");
+        return Exit::Unavailable;
     }
     match cli.command {
         Command::Standalone { worker, connectors } => worker::standalone::run(&worker, &connectors),
@@ -141,5 +152,4 @@ pub fn run() -> ExitCode {
             }
         },
     }
-    .into()
 }

@@ -2,7 +2,7 @@
 //!
 //! Dependencies point downwards only: `cli` → `worker` → `task` → {`sdk`, `archive`, `kafka`, `storage`}, and `sdk` → `egress`. `archive` is pure: it
 //! knows neither Kafka nor the vendor's library, does no input or output and reads no clock. `clock`, `crash_point`,
-//! `status` and `metrics` are leaves that every part but `archive` may use.
+//! `status`, `metrics` and `system` are leaves that every part but `archive` may use.
 
 pub mod archive;
 pub mod cli;
@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod sdk;
 pub mod status;
 pub mod storage;
+pub mod system;
 pub mod task;
 pub mod verify;
 pub mod worker;

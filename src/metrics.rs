@@ -97,6 +97,7 @@ pub struct Metrics {
     task_state: GaugeVec,
     task_restarts: IntCounterVec,
     task_progress_age_seconds: GaugeVec,
+    task_trouble_seconds: GaugeVec,
     archive_info: GaugeVec,
 }
 
@@ -129,6 +130,11 @@ impl Metrics {
             &task,
             "Time since the task got something done. Grows while a task hangs, whatever its state says; /health compares it with task.progress.timeout.ms.",
         );
+        let task_trouble_seconds = declare.gauges(
+            "task_trouble_seconds",
+            &task,
+            "Time since the first of the failures that no work has followed yet, whatever the task's state says: it is started again, or tries the same again. 0 when all is well. See GET /connectors/{name}/status for what fails.",
+        );
         let archive_info = declare.gauges(
             "archive_info",
             &["connector", "corp_id"],
@@ -143,6 +149,7 @@ impl Metrics {
             task_state,
             task_restarts,
             task_progress_age_seconds,
+            task_trouble_seconds,
             archive_info,
         })
     }
@@ -179,6 +186,7 @@ impl Metrics {
         self.task_state.reset();
         self.task_restarts.reset();
         self.task_progress_age_seconds.reset();
+        self.task_trouble_seconds.reset();
         for connector in board.connectors() {
             for (id, task) in &connector.tasks {
                 let id = id.to_string();
@@ -189,6 +197,7 @@ impl Metrics {
                 }
                 self.task_restarts.with_label_values(&labels).inc_by(task.restarts);
                 self.task_progress_age_seconds.with_label_values(&labels).set(task.progress_age.as_secs_f64());
+                self.task_trouble_seconds.with_label_values(&labels).set(task.trouble_age.as_secs_f64());
             }
         }
     }

@@ -3,11 +3,16 @@
 //! Tasks write facts here through their [`TaskHandle`]; HTTP answers and metrics are computed from the facts when somebody asks.
 //! So a task that hangs cannot leave a healthy answer behind: RUNNING without progress is not healthy.
 
+mod trouble;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use self::trouble::TROUBLE_TOLERANCE;
+
+use self::trouble::{OWN_WORK, Trouble, time};
 use crate::clock::{Clock, Now};
 
 /// The process's own loop ticks about every second; without a tick for this long the process counts as hung.
@@ -57,8 +62,14 @@ impl fmt::Display for State {
 #[derive(Debug, Clone)]
 pub struct Status {
     pub state: State,
-    /// One or two sentences: what is wrong and what to do. With `Running` it is a condition that may pass.
-    pub reason: Option<String>,
+    /// What fails or has failed, until that is over: a sentence each, with since when and how often.
+    pub troubles: Vec<String>,
+    /// Since the first failure of the oldest of them; zero where there is none.
+    pub trouble_age: Duration,
+    /// Whether somebody should hear of one of them.
+    pub is_failing: bool,
+    /// With `Running`: what is as it is for the moment, and no failure.
+    pub condition: Option<String>,
     /// What has happened and must be known, whatever came after it.
     pub notice: Option<String>,
     /// When the state was entered, in ms since 1970.
@@ -76,11 +87,12 @@ pub struct Status {
 }
 
 impl Status {
-    /// The text for Connect's `trace`: the reason, when the next attempt is, and what must be known beside.
+    /// The text for Connect's `trace`: what fails, since when and how often, when the next attempt is, and what must be
+    /// known beside.
     pub fn trace(&self) -> Option<String> {
-        let next = self.next_attempt_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-        let next = next.map(|next| format!("The next attempt is at {next:.0}."));
-        let sentences: Vec<String> = [self.reason.clone(), next, self.notice.clone()].into_iter().flatten().collect();
+        let next = self.next_attempt_ms.map(|ms| format!("The next attempt is at {}.", time(ms)));
+        let after = [self.condition.clone(), next, self.notice.clone()].into_iter().flatten();
+        let sentences: Vec<String> = self.troubles.iter().cloned().chain(after).collect();
         (!sentences.is_empty()).then(|| sentences.join(" "))
     }
 }
@@ -124,7 +136,9 @@ type Shared = Arc<Mutex<Entry>>;
 #[derive(Debug)]
 struct Entry {
     state: State,
-    reason: Option<String>,
+    /// By kind.
+    troubles: BTreeMap<&'static str, Trouble>,
+    condition: Option<String>,
     notice: Option<String>,
     since_ms: i64,
     next_attempt_ms: Option<i64>,
@@ -139,7 +153,8 @@ impl Entry {
     fn shared(state: State, now: Now) -> Shared {
         Arc::new(Mutex::new(Self {
             state,
-            reason: None,
+            troubles: BTreeMap::new(),
+            condition: None,
             notice: None,
             since_ms: now.unix_ms,
             next_attempt_ms: None,
@@ -150,7 +165,7 @@ impl Entry {
         }))
     }
 
-    fn enter(&mut self, state: State, reason: Option<String>, now: Now) {
+    fn enter(&mut self, state: State, now: Now) {
         if !self.state.wants_progress() && state.wants_progress() {
             self.progress_from = now.instant;
         }
@@ -159,13 +174,25 @@ impl Entry {
         }
         self.restarts += u64::from(state == State::Restarting);
         self.has_started |= state == State::Running;
-        (self.state, self.reason, self.next_attempt_ms) = (state, reason, None);
+        if !state.wants_progress() {
+            self.troubles.clear();
+        }
+        (self.state, self.condition, self.next_attempt_ms) = (state, None, None);
+    }
+
+    fn meet(&mut self, kind: &'static str, trouble: Trouble, now: Now) {
+        let before = self.troubles.remove(kind).filter(|before| before.is_remembered(now));
+        self.troubles.insert(kind, trouble.after(before));
     }
 
     fn status(&self, now: Now) -> Status {
+        let troubles = || self.troubles.values().filter(|trouble| trouble.is_remembered(now));
         Status {
             state: self.state,
-            reason: self.reason.clone(),
+            troubles: troubles().map(|trouble| trouble.sentence(self.state)).collect(),
+            trouble_age: troubles().map(|trouble| trouble.age(now)).max().unwrap_or_default(),
+            is_failing: troubles().any(|trouble| trouble.is_unhealthy(now)),
+            condition: self.condition.clone(),
             notice: self.notice.clone(),
             since_ms: self.since_ms,
             next_attempt_ms: self.next_attempt_ms,
@@ -228,7 +255,9 @@ impl StatusBoard {
             .collect()
     }
 
-    /// Unhealthy if a connector or task is FAILED, or a task that is meant to work has got nothing done for longer than the timeout.
+    /// Unhealthy if a connector is FAILED; if a task is, or has been and has got nothing done since; if its attempts
+    /// fail for [`TROUBLE_TOLERANCE`]; if it has trouble aside; or if it is meant to work and has got nothing done for
+    /// longer than the timeout.
     pub fn health(&self) -> Health {
         let connectors = self.connectors();
         let mut problems = Vec::new();
@@ -238,7 +267,7 @@ impl StatusBoard {
             }
             for (id, task) in &connector.tasks {
                 let name = format!("task {}-{id}", connector.name);
-                if task.state == State::Failed {
+                if task.is_failing {
                     problems.push(describe(&name, task));
                 } else if self.is_stuck(task) {
                     let age = task.progress_age.as_secs();
@@ -322,15 +351,18 @@ impl ConnectorHandle {
     }
 
     pub fn running(&self) {
-        self.enter(State::Running, None);
+        self.update(|connector, now| {
+            connector.enter(State::Running, now);
+            connector.troubles.clear();
+        });
     }
 
     pub fn paused(&self) {
-        self.enter(State::Paused, None);
+        self.update(|connector, now| connector.enter(State::Paused, now));
     }
 
     pub fn stopped(&self) {
-        self.enter(State::Stopped, None);
+        self.update(|connector, now| connector.enter(State::Stopped, now));
     }
 
     /// The tasks that say that they run and have got nothing done for longer than the timeout, and for how long.
@@ -352,11 +384,14 @@ impl ConnectorHandle {
 
     /// The connector as a whole can't run: `reason` says what is wrong and what to do.
     pub fn failed(&self, reason: impl Into<String>) {
-        self.enter(State::Failed, Some(reason.into()));
+        self.update(|connector, now| {
+            connector.enter(State::Failed, now);
+            connector.meet(OWN_WORK, Trouble::of_run(reason.into(), now), now);
+        });
     }
 
-    fn enter(&self, state: State, reason: Option<String>) {
-        lock(&self.entry).enter(state, reason, self.board.clock.now());
+    fn update(&self, change: impl FnOnce(&mut Entry, Now)) {
+        change(&mut lock(&self.entry), self.board.clock.now());
     }
 }
 
@@ -371,28 +406,47 @@ pub struct TaskHandle {
 }
 
 impl TaskHandle {
-    /// The start is done: the offset is read, or the group is joined. Takes a condition or failure back.
+    /// The start is done: the offset is read, or the group is joined. What failed before stays until there is progress.
     pub fn running(&self) {
-        self.enter(State::Running, None);
+        self.update(|task, now| task.enter(State::Running, now));
     }
 
-    /// Something got done. For the message task: a pull was answered *and* what it brought is committed, or the archive was found
-    /// drained. For a media task: a chunk was stored, references were committed, or the group answered that nothing waits.
+    /// Something got done. For the message task: a pull was answered *and* what it brought is committed, or the archive
+    /// was found drained. For a media task: a chunk was brought, references were committed, or the group answered that
+    /// nothing waits.
     ///
-    /// Takes back a condition told with [`TaskHandle::degraded`].
+    /// Takes back what failed before, and a condition.
     pub fn progress(&self) {
         self.update(|task, now| {
             (task.last_progress_ms, task.progress_from) = (Some(now.unix_ms), now.instant);
-            if task.state == State::Running {
-                task.reason = None;
-            }
+            task.condition = None;
+            task.troubles.remove(OWN_WORK);
         });
     }
 
-    /// RUNNING, but under a condition that may pass or may need somebody: `reason` says which, since when, and what to look at.
+    /// An attempt failed, and the task goes on by itself: `reason` says what is wrong and what to look at. Since when
+    /// and how often is told beside it.
     pub fn degraded(&self, reason: impl Into<String>) {
         let reason = reason.into();
-        self.update(|task, _| task.reason = Some(reason));
+        self.update(|task, now| task.meet(OWN_WORK, Trouble::of_attempt(reason, now), now));
+    }
+
+    /// Trouble beside which other work goes on and takes nothing back: told until [`TaskHandle::trouble_is_over`] says
+    /// so of the same `kind`. Also told no more some time after `next_try`, by when it should have been met again.
+    pub fn trouble(&self, kind: &'static str, reason: impl Into<String>, next_try: Duration) {
+        let reason = reason.into();
+        self.update(|task, now| task.meet(kind, Trouble::aside(reason, next_try, now), now));
+    }
+
+    /// See [`TaskHandle::trouble`].
+    pub fn trouble_is_over(&self, kind: &'static str) {
+        self.update(|task, _| drop(task.troubles.remove(kind)));
+    }
+
+    /// RUNNING, and nothing has failed, but somebody should know that this is so. Until the next progress.
+    pub fn condition(&self, condition: impl Into<String>) {
+        let condition = condition.into();
+        self.update(|task, _| task.condition = Some(condition));
     }
 
     /// Something that must be known until this worker ends, also when all is well again. The newest one counts.
@@ -401,32 +455,29 @@ impl TaskHandle {
         self.update(|task, _| task.notice = Some(notice));
     }
 
-    /// Stopped by a cause that waiting alone will hardly cure: `reason` says what is wrong and what to change.
-    /// With `next_attempt` it is tried again by itself after that time.
+    /// The run has ended: `reason` says what is wrong and what to change. With `next_attempt` it is tried again by
+    /// itself after that time.
     pub fn failed(&self, reason: impl Into<String>, next_attempt: Option<Duration>) {
         let reason = reason.into();
         self.update(|task, now| {
-            task.enter(State::Failed, Some(reason), now);
+            task.enter(State::Failed, now);
+            task.meet(OWN_WORK, Trouble::of_run(reason, now), now);
             task.next_attempt_ms = next_attempt
                 .map(|delay| now.unix_ms.saturating_add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)));
         });
     }
 
-    /// Another start begins; counted.
+    /// Another start begins; counted. The last failure stays.
     pub fn restarting(&self) {
-        self.enter(State::Restarting, None);
+        self.update(|task, now| task.enter(State::Restarting, now));
     }
 
     pub fn paused(&self) {
-        self.enter(State::Paused, None);
+        self.update(|task, now| task.enter(State::Paused, now));
     }
 
     pub fn stopped(&self) {
-        self.enter(State::Stopped, None);
-    }
-
-    fn enter(&self, state: State, reason: Option<String>) {
-        self.update(|task, now| task.enter(state, reason, now));
+        self.update(|task, now| task.enter(State::Stopped, now));
     }
 
     fn update(&self, change: impl FnOnce(&mut Entry, Now)) {
@@ -439,7 +490,8 @@ impl Drop for TaskHandle {
         self.update(|task, now| {
             if matches!(task.state, State::Unassigned | State::Running | State::Restarting) {
                 let reason = "The task ended without a cause, which is a defect of this program: see the log, restart the worker.";
-                task.enter(State::Failed, Some(reason.to_owned()), now);
+                task.enter(State::Failed, now);
+                task.meet(OWN_WORK, Trouble::of_run(reason.to_owned(), now), now);
             }
         });
     }

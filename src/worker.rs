@@ -2,8 +2,10 @@
 
 mod access;
 mod certificate;
+mod connections;
 mod connector;
 pub mod exit;
 pub mod http;
 pub mod logging;
+mod repeats;
 pub mod standalone;

@@ -20,6 +20,7 @@ use harness::{Corp, Kafka, PATIENCE, SECRET, Worker, WorkerFiles, simulator_libr
 /// The exit codes of the README.
 const USAGE: i32 = 64;
 const UNAVAILABLE: i32 = 69;
+const INTERNAL: i32 = 70;
 
 #[test]
 fn what_ends_the_program_says_why() {
@@ -72,6 +73,18 @@ fn what_ends_the_program_says_why() {
         for command in [vec!["keys", "check", &place], vec!["keys", "check", &file]] {
             says(connector().args(command), USAGE, &words);
         }
+    }
+
+    // No thread at all; then as many as are asked for beforehand, and none of those that are needed.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) + 8;
+    let rows: [(usize, i32, &[&str]); 2] = [
+        (0, UNAVAILABLE, &["no thread can be started: Operation not permitted", "seccomp", "clone3"]),
+        (threads, INTERNAL, &["for want of threads", "Operation not permitted"]),
+    ];
+    let files = corp.connect(WorkerFiles::new(Kafka::shared()), "archive", &[]);
+    for (most, code, words) in rows {
+        let limit = harness::thread_limit(folder.path(), most, harness::EPERM);
+        says(connector().arg("standalone").args(files.write()).envs(limit), code, words);
     }
 
     let nowhere = folder.path().join("worker.properties");
@@ -210,6 +223,11 @@ fn a_broker_that_is_not_there_is_waited_for() {
     let mut worker = corp.connect(WorkerFiles::new(&kafka), "archive", &[]).start();
     let words = ["Kafka cannot be reached at", bootstrap.as_str(), "bootstrap.servers"];
     wait_told(&mut worker, "archive", TASK, "FAILED", &words);
+    // What failed stays told while it is tried again, with since when.
+    let restarting = [&words[..], &["The last failure: ", " since 20"]].concat();
+    wait_told(&mut worker, "archive", TASK, "RESTARTING", &restarting);
+    let (code, health) = worker.get("/health").expect("an answer");
+    assert!(code == 503 && health.contains(" since 20"), "{code} {health}");
     assert_eq!(worker.get("/livez").expect("an answer").0, 200);
     assert_ne!(worker.get("/readyz").expect("an answer").0, 200);
     kafka.brokers()[0].start_again();

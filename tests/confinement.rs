@@ -1,5 +1,5 @@
 //! What a library that somebody has taken over can reach from the SDK host. The simulator tries it; the vendor's own library shows
-//! that nothing it needs is taken from it.
+//! that nothing it needs is taken from it. And what befalls a host from outside, which must not be laid to a message.
 
 #[path = "common/harness.rs"]
 mod harness;
@@ -11,9 +11,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use wecom_connector::sdk::Account;
+use wecom_connector::archive::keyring::KeyRing;
+use wecom_connector::archive::page::{self, Element};
+use wecom_connector::clock::Clock;
+use wecom_connector::metrics::Metrics;
 use wecom_connector::sdk::frame::{Request, Response};
 use wecom_connector::sdk::process::Process;
+use wecom_connector::sdk::{Account, DecryptError, SdkClient, SdkError, SealedMessage};
 
 use harness::{Corp, Fault, PAGES, VendorApi};
 
@@ -109,6 +113,62 @@ async fn the_vendors_library_works_where_it_is_kept() {
     api.assert_no_strays();
 }
 
+/// Of deaths of the host, those that the library brings on itself are proof against a message, and no other.
+#[tokio::test]
+async fn only_the_librarys_own_deaths_are_proof_against_a_message() {
+    let place = Place::new();
+    let limit = harness::thread_limit(place.folder.path(), 1, harness::EAGAIN);
+    let third = "[[fault]]\nfunction = \"DecryptData\"\nseq = [3]\n";
+    let faults = |effects: &[&str]| effects.iter().map(|effect| format!("{third}{effect}\n")).collect::<String>();
+    let [always, often, twice] = ["times = \"always\"", "times = 50", "times = 2"];
+    let [rust, cpp] = ["memory allocation of 65536 bytes failed", "an instance of 'std::bad_alloc'"];
+    // What befalls the hosts at the third message; whether each may start one thread alone; what becomes of the
+    // messages.
+    let rows = [
+        (faults(&[&format!("abort = true\n{always}")]), false, Came::SetAside("died of signal 6")),
+        (faults(&[&format!("hang = true\n{always}")]), false, Came::SetAside("did not answer within 10 s")),
+        (
+            faults(&[&format!("kill = true\n{often}")]),
+            false,
+            Came::GivenBack("was killed by signal 9. The kernel does that"),
+        ),
+        (faults(&[&format!("abort = true\nstderr = \"{rust}\"\n{twice}")]), false, Came::Opened),
+        (faults(&[&format!("abort = true\nstderr = \"{cpp}\"\n{often}")]), false, Came::GivenBack("it got no memory")),
+        // One that is stopped, then an abort: there is one proof, and two are needed.
+        (faults(&["stop = true", "abort = true\ncall = 2"]), false, Came::Opened),
+        (String::new(), true, Came::GivenBack("no thread can be started for a call: Resource temporarily unavailable")),
+    ];
+    let tried = rows.into_iter().map(|(faults, is_limited, expected)| {
+        let (place, limit) = (&place, if is_limited { &limit[..] } else { &[] });
+        async move {
+            let corp = Corp::new("messages = 5\nmix = { text = 1 }", &faults);
+            let messages = place.messages(&corp).await;
+            let opened = place.client(&corp, limit).decrypt(&messages).await;
+            let what = format!("{faults}: {opened:?}");
+            match (expected, opened) {
+                (Came::GivenBack(words), Err(SdkError::Unavailable(said))) => assert!(said.contains(words), "{said}"),
+                (Came::Opened, Ok(opened)) => assert!(opened.len() == 5 && opened.iter().all(Result::is_ok), "{what}"),
+                (Came::SetAside(words), Ok(opened)) => {
+                    let crashed: Vec<usize> = (0..opened.len()).filter(|&index| opened[index].is_err()).collect();
+                    assert_eq!((opened.len(), &crashed[..]), (5, &[2][..]), "{what}");
+                    assert!(matches!(&opened[2], Err(DecryptError::Crash(said)) if said.contains(words)), "{what}");
+                }
+                _ => panic!("{what}"),
+            }
+        }
+    });
+    futures::future::join_all(tried).await;
+}
+
+/// What becomes of messages that are decrypted.
+enum Came {
+    Opened,
+    /// All but the third, which is a dead letter: the host did this.
+    SetAside(&'static str),
+    /// They may all be good, and are tried again: the error says this.
+    GivenBack(&'static str),
+}
+
 const KEY: &[u8] = b"-----BEGIN PRIVATE KEY-----";
 
 /// A folder with a key that no host is to read, and a program that leaves its hosts an open key.
@@ -124,22 +184,38 @@ impl Place {
     }
 
     async fn start(&self, corp: &Corp, guard_port: Option<u16>) -> Process {
-        let account = Account {
-            corp_id: corp.id.clone(),
-            secret: harness::SECRET.into(),
-            library: Some(harness::simulator_library()),
-            guard_port,
-            timeout_s: 30,
-            ..Account::default()
-        };
-        Process::start(&self.program(&corp.scenario()), &account, None).await.expect("a host")
+        let account = Account { guard_port, ..account(corp) };
+        Process::start(&self.program(&corp.scenario(), &[]), &account, None).await.expect("a host")
+    }
+
+    /// A client whose hosts have these variables, too.
+    fn client(&self, corp: &Corp, environment: &[(&str, String)]) -> SdkClient {
+        let metrics = Metrics::new(Clock::system()).connector("archive", &corp.id);
+        SdkClient::new(self.program(&corp.scenario(), environment), account(corp), None, metrics)
+    }
+
+    /// The corp's first messages, with their keys unwrapped.
+    async fn messages(&self, corp: &Corp) -> Vec<SealedMessage> {
+        let keys = KeyRing::load(&[], Some(&corp.keys())).expect("keys");
+        let page = self.client(corp, &[]).get_chat_data(0, 10).await.expect("a page");
+        let records = page::parse(&page, 0).expect("a page").elements.into_iter().map(|element| match element {
+            Element::Record(record) => record,
+            Element::Malformed(malformed) => panic!("{malformed:?}"),
+        });
+        records
+            .map(|record| SealedMessage {
+                key: keys.unwrap(record.publickey_ver, &record.encrypt_random_key).expect("a key"),
+                message: record.encrypt_chat_msg,
+            })
+            .collect()
     }
 
     /// The connector, in an environment that names the scenario. This process cannot change its own.
-    fn program(&self, scenario: &Path) -> PathBuf {
-        let program = self.folder.path().join("connector");
+    fn program(&self, scenario: &Path, environment: &[(&str, String)]) -> PathBuf {
+        let program = self.folder.path().join(harness::unique("connector"));
+        let environment = environment.iter().map(|(name, value)| format!("{name}='{value}' ")).collect::<String>();
         let script = format!(
-            "#!/bin/sh\nexec 7<'{}' 8</etc\nWECOM_SIMULATOR_SCENARIO='{}' exec '{}' \"$@\"\n",
+            "#!/bin/sh\nexec 7<'{}' 8</etc\nWECOM_SIMULATOR_SCENARIO='{}' {environment}exec '{}' \"$@\"\n",
             self.folder.path().join("7.pem").display(),
             scenario.display(),
             harness::connector().display()
@@ -147,6 +223,16 @@ impl Place {
         std::fs::write(&program, script).expect("a script");
         std::fs::set_permissions(&program, Permissions::from_mode(0o700)).expect("a script that can be run");
         program
+    }
+}
+
+fn account(corp: &Corp) -> Account {
+    Account {
+        corp_id: corp.id.clone(),
+        secret: harness::SECRET.into(),
+        library: Some(harness::simulator_library()),
+        timeout_s: 30,
+        ..Account::default()
     }
 }
 

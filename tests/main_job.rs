@@ -117,10 +117,13 @@ fn everything_arrives_once() {
     for schema in ["message", "media-request", "media-reference", "sealed-record"] {
         assert!(events.contains_key(&format!("urn:wecom-connector:{schema}:1")), "{events:?}");
     }
-    let (status, health) = worker.get("/health").expect("an answer");
-    assert_eq!(status, 200, "{health}");
+    wait_until("a worker that is healthy", PATIENCE, || worker.get("/health").is_some_and(|(status, _)| status == 200));
     assert_eq!(worker.terminate().code(), Some(0), "{}", worker.log());
     assert!(!worker.log().contains(harness::SECRET), "the log shows the secret");
+    // Of dead letters that are alike one line is written a minute, and how many more there were.
+    let lines = |words: &str| worker.log().lines().filter(|line| line.contains(words)).count();
+    assert_eq!(lines(" dead letter: there is no private key of version"), 2, "{}", worker.log());
+    assert_eq!(lines("repeated 1 times within 60 s: dead letter: there is no private key of version"), 1);
 
     // A start with nothing new publishes nothing.
     worker.start_again();

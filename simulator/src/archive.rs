@@ -286,6 +286,9 @@ impl Archive {
             // A process can always signal itself.
             let _ = kill_process(getpid(), Signal::KILL);
         }
+        if fault.stop {
+            let _ = kill_process(getpid(), Signal::STOP);
+        }
         if fault.hang {
             loop {
                 std::thread::park();

@@ -65,6 +65,9 @@ pub struct Fault {
     /// Kill the process, as the system does that has no memory left.
     #[serde(default)]
     pub kill: bool,
+    /// Stop the process, as somebody outside can: it goes on where it was when it is told to.
+    #[serde(default)]
+    pub stop: bool,
     /// `GetChatData`: try all of this, and answer with what came of it in place of a page. For tests of whoever keeps the library in.
     #[serde(default)]
     pub probe: Vec<Attempt>,
@@ -172,6 +175,7 @@ impl Fault {
             || self.hang
             || self.abort
             || self.kill
+            || self.stop
             || self.stdout.is_some()
             || self.stderr.is_some()
     }
@@ -224,6 +228,7 @@ impl Fault {
             self.hang,
             self.abort,
             self.kill,
+            self.stop,
             !self.probe.is_empty(),
             self.short_chunk_bytes.is_some(),
             self.lose_bytes.is_some(),

@@ -57,6 +57,17 @@ impl DeadLetterReason {
         }
     }
 
+    /// What thousands of dead letters can have in common: the name, and of which version, code or field.
+    pub fn kind(&self) -> String {
+        let name = self.name();
+        match self {
+            Self::UnknownKeyVersion { version } => format!("{name} {version}"),
+            Self::Decrypt { code } => format!("{name} {code}"),
+            Self::Malformed { field } => format!("{name} {field}"),
+            _ => name.to_owned(),
+        }
+    }
+
     /// Connect's name of the stage, what was at work, and the kind of error: the three that Connect tells by class names.
     fn place(&self) -> (&'static str, &'static str, &'static str) {
         match self {

@@ -42,6 +42,7 @@ wecom_connector_sdk_host_restarts_total counter connector,reason
 wecom_connector_task_progress_age_seconds gauge connector,task
 wecom_connector_task_restarts_total counter connector,task
 wecom_connector_task_state gauge connector,task,state
+wecom_connector_task_trouble_seconds gauge connector,task
 wecom_connector_transactions_total counter connector,result
 wecom_connector_unwrap_seconds histogram connector
 ";

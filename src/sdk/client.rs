@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use super::code;
 use super::frame::{Account, Request, Response, SealedMessage, SealedRef};
-use super::process::{Death, OpenError, Process};
+use super::process::{Call, Death, OpenError, Process};
 use crate::egress::{Failure, Guard, Seen};
 use crate::metrics::ConnectorMetrics;
 
@@ -26,8 +26,11 @@ const DECRYPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a call is tried on hosts that die under it, before it is confirmed alone (media) or given back (pull).
 const ATTEMPTS_MAX: u32 = 3;
 
-/// How often a host that was killed from outside is replaced for one confirmation.
+/// How often a host that was lost to a cause outside the library is replaced for one confirmation.
 const CONFIRMATIONS_MAX: u32 = 5;
+
+/// A host that is at work gives a sign of life within milliseconds.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 const RESTART_DELAY_MIN: Duration = Duration::from_millis(100);
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
@@ -116,7 +119,8 @@ impl SdkClient {
     /// Records after `seq`, at most `limit` (1..=1000), as the library handed them over: `errcode` inside has still to be read.
     ///
     /// # Errors
-    /// [`SdkError::Crash`] after three hosts were lost under it.
+    /// [`SdkError::Crash`] after three hosts were lost under it; [`SdkError::Unavailable`] where the last of them was
+    /// lost to a cause outside the library.
     ///
     /// A call that brings an answer is not counted in the metrics here: its code stands in the answer, for the caller to read.
     pub async fn get_chat_data(&self, seq: u64, limit: u32) -> Result<Vec<u8>, SdkError> {
@@ -129,7 +133,7 @@ impl SdkClient {
                 Err(death) => {
                     attempts += 1;
                     if attempts == ATTEMPTS_MAX {
-                        return Err(SdkError::Crash { function: GET_CHAT_DATA, reason: death.to_string() });
+                        return Err(lost_in(GET_CHAT_DATA, &death));
                     }
                 }
             }
@@ -150,30 +154,34 @@ impl SdkClient {
                 return media(&host, response, seen);
             }
         }
-        let mut last = String::new();
+        let mut last = None;
         for _ in 0..CONFIRMATIONS_MAX {
             let host = self.fresh_host().await?;
             match self.ask(&host, GET_MEDIA_DATA, request(), timeout).await {
                 Ok((response, seen)) => return media(&host, response, seen),
-                Err(Death::Killed(reason)) => last = reason,
-                Err(death) => return Err(SdkError::Crash { function: GET_MEDIA_DATA, reason: death.to_string() }),
+                Err(death @ Death::Killed(_)) => last = Some(death),
+                Err(death) => return Err(lost_in(GET_MEDIA_DATA, &death)),
             }
         }
-        Err(SdkError::Unavailable(format!("the SDK host is {last}, again and again")))
+        Err(unavailable(last))
     }
 
     /// Decrypts messages; results are in the order of `messages`, one for each.
     ///
     /// A message under which the host dies or hangs is tried once more, alone in a fresh host, and is
-    /// [`DecryptError::Crash`] if that one dies too. The others are not touched by it. A host that is killed from outside, as by a
-    /// system without memory, says nothing of the message, unless that happens again and again.
+    /// [`DecryptError::Crash`] if that one dies too. The others are not touched by it. A host that is lost to a cause
+    /// outside the library, as to a system without memory or threads, says nothing of the message.
+    ///
+    /// # Errors
+    /// [`SdkError::Unavailable`] when no host lives long enough to tell: the messages may all be good.
     pub async fn decrypt(&self, messages: &[SealedMessage]) -> Result<Vec<Result<Vec<u8>, DecryptError>>, SdkError> {
         let mut results = Vec::with_capacity(messages.len());
         while results.len() < messages.len() {
             let host = self.host().await?;
             if let Err(death) = self.decrypt_in_order(&host, messages, &mut results).await {
                 let suspect = &messages[results.len()..][..1];
-                tracing::warn!(host = host.id, %death, "the SDK host is lost in a decryption; the message it was at is tried alone");
+                let kind = death.kind();
+                tracing::warn!(host = host.id, kind, %death, "the SDK host is lost in a decryption; the message it was at is tried alone");
                 results.push(self.decrypt_alone(suspect, &death).await?);
             }
         }
@@ -187,12 +195,9 @@ impl SdkClient {
         results: &mut Vec<Result<Vec<u8>, DecryptError>>,
     ) -> Result<(), Death> {
         let rest: Vec<SealedRef<'_>> = messages[results.len()..].iter().map(SealedRef::from).collect();
-        let mut answers = host.call(Request::Decrypt(rest)).await?;
+        let mut answers = self.call(host, DECRYPT_DATA, Request::Decrypt(rest)).await?;
         while results.len() < messages.len() {
-            let answer = match tokio::time::timeout(DECRYPT_TIMEOUT, answers.answer()).await {
-                Ok(answer) => answer,
-                Err(_) => Err(self.hang(host, DECRYPT_DATA, DECRYPT_TIMEOUT).await),
-            };
+            let answer = self.next_answer(host, DECRYPT_DATA, DECRYPT_TIMEOUT, &mut answers).await;
             let answer = answer.inspect_err(|death| self.0.metrics.sdk_call(DECRYPT_DATA, death.kind()))?;
             self.0.losses.store(0, Ordering::Relaxed);
             results.push(match answer {
@@ -217,7 +222,7 @@ impl SdkClient {
         first: &Death,
     ) -> Result<Result<Vec<u8>, DecryptError>, SdkError> {
         let proof = |death: &Death| u32::from(!matches!(death, Death::Killed(_)));
-        let (mut proofs, mut last) = (proof(first), String::new());
+        let (mut proofs, mut last) = (proof(first), None);
         for _ in 0..CONFIRMATIONS_MAX {
             let host = self.fresh_host().await?;
             let mut results = Vec::new();
@@ -225,13 +230,13 @@ impl SdkClient {
                 return results.pop().ok_or_else(|| SdkError::Unavailable("no answer".into()));
             };
             proofs += proof(&death);
-            last = death.to_string();
             if proofs == 2 {
-                break;
+                self.forgive().await;
+                return Ok(Err(DecryptError::Crash(death.to_string())));
             }
+            last = Some(death);
         }
-        self.forgive().await;
-        Ok(Err(DecryptError::Crash(last)))
+        Err(unavailable(last))
     }
 
     /// Makes a new sdk object, with a new token: an object goes on using a dead token for ever (measured).
@@ -257,14 +262,10 @@ impl SdkClient {
         timeout: Duration,
     ) -> Result<(Response, Seen), Death> {
         let answer = async {
-            let mut call = host.call(request).await?;
-            Ok((call.answer().await?, call.number))
+            let mut answers = self.call(host, function, request).await?;
+            Ok((self.next_answer(host, function, timeout, &mut answers).await?, answers.number))
         };
-        let answer = match tokio::time::timeout(timeout, answer).await {
-            Ok(answer) => answer,
-            Err(_) => Err(self.hang(host, function, timeout).await),
-        };
-        let (response, call) = answer.inspect_err(|death| self.0.metrics.sdk_call(function, death.kind()))?;
+        let (response, call) = answer.await.inspect_err(|death: &Death| self.0.metrics.sdk_call(function, death.kind()))?;
         self.0.losses.store(0, Ordering::Relaxed);
         match response {
             Response::ChatData(_) => {}
@@ -274,9 +275,49 @@ impl SdkClient {
         Ok((response, host.pass.as_ref().map(|pass| pass.seen(call)).unwrap_or_default()))
     }
 
-    async fn hang(&self, host: &Process, function: &str, timeout: Duration) -> Death {
-        host.kill(format!("did not answer within {} s", timeout.as_secs()));
-        tracing::warn!(host = host.id, function, "the SDK host hangs and is killed");
+    /// Hands a request to the host. One that takes none for this long is not at work.
+    async fn call<'a>(
+        &self,
+        host: &'a Process,
+        function: &'static str,
+        request: Request<'_>,
+    ) -> Result<Call<'a>, Death> {
+        match tokio::time::timeout(PING_TIMEOUT, host.call(request)).await {
+            Ok(call) => call,
+            Err(_) => Err(self.end(host, function, stands_still()).await),
+        }
+    }
+
+    /// The next answer of a call, within `timeout`.
+    ///
+    /// A call without one hangs only if the process as such is at work: one that is stopped, or gets no CPU, tells
+    /// nothing of what it was given. So it is asked for a sign of life first; what came meanwhile, while this worker
+    /// itself was held up, counts.
+    async fn next_answer(
+        &self,
+        host: &Process,
+        function: &'static str,
+        timeout: Duration,
+        answers: &mut Call<'_>,
+    ) -> Result<Response, Death> {
+        if let Ok(answer) = tokio::time::timeout(timeout, answers.answer()).await {
+            return answer;
+        }
+        let sign_of_life = tokio::time::timeout(PING_TIMEOUT, host.ping()).await;
+        if let Some(answer) = answers.answer_at_hand() {
+            return Ok(answer);
+        }
+        let death = match sign_of_life {
+            Ok(Ok(())) => Death::Hang(format!("did not answer within {} s", timeout.as_secs())),
+            Ok(Err(death)) => return Err(death),
+            Err(_) => stands_still(),
+        };
+        Err(self.end(host, function, death).await)
+    }
+
+    async fn end(&self, host: &Process, function: &str, death: Death) -> Death {
+        tracing::warn!(host = host.id, function, kind = death.kind(), %death, "the SDK host is killed");
+        host.kill(death);
         host.died().await
     }
 
@@ -288,7 +329,7 @@ impl SdkClient {
                 return Ok(process.clone());
             }
             let death = process.died().await;
-            tracing::warn!(host = process.id, %death, "the SDK host is lost and will be replaced");
+            tracing::warn!(host = process.id, kind = death.kind(), %death, "the SDK host is lost and will be replaced");
             slot.process = None;
             self.lost(&mut slot, death.kind());
         }
@@ -297,7 +338,7 @@ impl SdkClient {
         }
         match Process::start(&self.0.program, &self.0.account, self.0.guard.as_ref()).await {
             Ok(process) => {
-                tracing::info!(host = process.id, library = process.library, "the SDK host runs");
+                tracing::info!(host = process.id, kind = "start", library = process.library, "the SDK host runs");
                 if !std::mem::replace(&mut slot.is_unconfined_said, true) {
                     for sentence in &process.unconfined {
                         tracing::warn!(host = process.id, "{sentence}");
@@ -337,6 +378,26 @@ impl SdkClient {
     }
 }
 
+fn stands_still() -> Death {
+    Death::Killed(format!(
+        "gave no sign of life within {} s. It is stopped, or it gets no CPU: look at the CPU limit of the container or service",
+        PING_TIMEOUT.as_secs()
+    ))
+}
+
+/// A call under which one host after the other is lost.
+fn lost_in(function: &'static str, death: &Death) -> SdkError {
+    match death {
+        Death::Killed(_) => SdkError::Unavailable(format!("the SDK host {death}")),
+        Death::Crash(reason) | Death::Hang(reason) => SdkError::Crash { function, reason: reason.clone() },
+    }
+}
+
+fn unavailable(last: Option<Death>) -> SdkError {
+    let last = last.map(|death| death.to_string()).unwrap_or_default();
+    SdkError::Unavailable(format!("the SDK host is lost again and again: it {last}"))
+}
+
 impl From<OpenError> for SdkError {
     fn from(error: OpenError) -> Self {
         match error {
@@ -362,7 +423,7 @@ fn failure(host: &Process, function: &'static str, response: Response, seen: See
             SdkError::Code { function, code, cause: seen.failure.filter(|_| code == code::NETWORK) }
         }
         other => {
-            host.kill("answered something else than was asked".into());
+            host.kill(Death::Hang("answered something else than was asked".into()));
             SdkError::Crash { function, reason: format!("answered {} to it", kind(&other)) }
         }
     }
@@ -371,6 +432,7 @@ fn failure(host: &Process, function: &'static str, response: Response, seen: See
 fn kind(response: &Response) -> &'static str {
     match response {
         Response::Opened { .. } => "an opening",
+        Response::Pong => "a sign of life",
         Response::CannotOpen { .. } => "a refusal",
         Response::ChatData(_) => "a page",
         Response::Media { .. } => "a chunk",

@@ -30,6 +30,7 @@ const READABLE: [&str; 4] = ["/dev/urandom", "/dev/random", "/etc/localtime", "/
 /// When the system refuses; none of it needs a privilege.
 pub fn give_up_inheritance() -> io::Result<()> {
     ffi::close_inherited()?;
+    ffi::outlive_file_size_limit();
     // A crash of the library must not leave messages in a core file, and no other process is to read its memory.
     limit(Resource::Core, 0)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

@@ -21,10 +21,18 @@ unsafe extern "C" {
     /// C's own; the Rust standard library does not use it.
     static stdout: Handle;
     fn setvbuf(stream: Handle, buffer: *mut c_char, mode: c_int, size: usize) -> c_int;
+    fn signal(number: c_int, handler: usize) -> usize;
 }
+
+/// The same on x86-64 and ARM64.
+const SIGXFSZ: c_int = 25;
+const SIG_IGN: usize = 1;
 
 /// How the loader says that there is no file of the name. Of a library that this one needs it says the same, after its name.
 const NO_SUCH_FILE: &str = "cannot open shared object file: No such file or directory";
+
+/// How the loader says that the file is there and that the system has no room for it.
+const NO_ROOM: [&str; 3] = ["Cannot allocate memory", "Too many open files", "Too many open files in system"];
 
 /// `_IOLBF`, the same in glibc and musl.
 const LINE_BUFFERED: c_int = 1;
@@ -37,6 +45,13 @@ pub fn print_by_line() {
     // SAFETY: the stream is C's own and nothing has been printed to it; without a buffer of ours C takes one of its own.
     // Failure leaves the stream as it was.
     unsafe { setvbuf(stdout, std::ptr::null_mut(), LINE_BUFFERED, 0) };
+}
+
+/// Makes a write beyond the limit of file sizes fail, in place of ending the process: a library that keeps a log of its
+/// own goes on without it.
+pub fn outlive_file_size_limit() {
+    // SAFETY: the signal is ignored, and no code of ours runs for it.
+    unsafe { signal(SIGXFSZ, SIG_IGN) };
 }
 
 /// Closes every descriptor but standard input, output and error.
@@ -63,6 +78,10 @@ pub enum LoadError {
     )]
     Open { path: PathBuf, reason: String },
     #[error(
+        "cannot load the vendor's library {path}: {reason}. This machine lacks memory or open files for the moment: raise their limits"
+    )]
+    NoRoom { path: PathBuf, reason: String },
+    #[error(
         "the vendor's library was not found on the loader's path under any usual name ({names}); set wecom.sdk.library to \
          the .so of the vendor's package",
         names = USUAL_NAMES.join(", ")
@@ -77,6 +96,9 @@ pub enum LoadError {
 /// A call answered with a return code other than 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReturnCode(pub i32);
+
+/// The library gave no buffer to answer in: the call has not been made. None of the library's own codes is negative.
+pub const NO_MEMORY: ReturnCode = ReturnCode(i32::MIN);
 
 /// One answer of `GetMediaData`: at most 512 KiB of the file (measured).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,7 +214,12 @@ impl Library {
         unsafe { DynamicLibrary::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
             let misfit = if is_bare(path) { None } else { elf::misfit(path) };
             let reason = misfit.unwrap_or_else(|| describe(path, &error));
-            LoadError::Open { path: path.into(), reason }
+            let path = path.into();
+            if NO_ROOM.iter().any(|words| reason.ends_with(words)) {
+                LoadError::NoRoom { path, reason }
+            } else {
+                LoadError::Open { path, reason }
+            }
         })
     }
 
@@ -269,7 +296,7 @@ struct Slice<'a> {
 impl<'a> Slice<'a> {
     fn new(library: &'a Library) -> Result<Self, ReturnCode> {
         // SAFETY: takes nothing and returns a slice of ours, or null when out of memory.
-        let raw = NonNull::new(unsafe { (library.functions.new_slice)() }).ok_or(ReturnCode(code::SYSTEM))?;
+        let raw = NonNull::new(unsafe { (library.functions.new_slice)() }).ok_or(NO_MEMORY)?;
         Ok(Self { library, raw })
     }
 
@@ -298,7 +325,7 @@ struct MediaBuffer<'a> {
 impl<'a> MediaBuffer<'a> {
     fn new(library: &'a Library) -> Result<Self, ReturnCode> {
         // SAFETY: takes nothing and returns a buffer of ours, or null when out of memory.
-        let raw = NonNull::new(unsafe { (library.functions.new_media_data)() }).ok_or(ReturnCode(code::SYSTEM))?;
+        let raw = NonNull::new(unsafe { (library.functions.new_media_data)() }).ok_or(NO_MEMORY)?;
         Ok(Self { library, raw })
     }
 
@@ -341,7 +368,7 @@ impl Sdk {
     pub fn init(library: &Arc<Library>, corp_id: &str, secret: &str) -> Result<Self, ReturnCode> {
         let (corp_id, secret) = (argument(corp_id.as_bytes())?, argument(secret.as_bytes())?);
         // SAFETY: takes nothing and returns an object of ours, or null when out of memory.
-        let handle = NonNull::new(unsafe { (library.functions.new_sdk)() }).ok_or(ReturnCode(code::SYSTEM))?;
+        let handle = NonNull::new(unsafe { (library.functions.new_sdk)() }).ok_or(NO_MEMORY)?;
         let sdk = Self { library: library.clone(), handle };
         // SAFETY: the object is alive; both strings end with NUL and live through the call.
         check(unsafe { (library.functions.init)(handle.as_ptr(), corp_id.as_ptr(), secret.as_ptr()) })?;

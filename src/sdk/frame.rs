@@ -54,6 +54,8 @@ impl fmt::Debug for SealedMessage {
 pub enum Request<'a> {
     /// First of all; loads the library and makes the sdk object.
     Open(Account),
+    /// Asks for a sign of life. It is answered at once, whatever the library does.
+    Ping,
     /// Makes a new sdk object, with a new token. Calls under way end on the old one.
     Renew,
     GetChatData {
@@ -107,9 +109,12 @@ pub enum Response {
         /// What keeps the library in and could not be had here: a sentence each.
         unconfined: Vec<String>,
     },
+    Pong,
     /// The library cannot be loaded or is not the vendor's: a sentence that says what to do.
     CannotOpen {
         reason: String,
+        /// Whether it is this machine that lacks something for the moment, and not the library that is wrong.
+        is_passing: bool,
     },
     ChatData(#[serde(with = "serde_bytes")] Vec<u8>),
     Media {

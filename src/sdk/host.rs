@@ -4,7 +4,8 @@
 //! however that happens, the stream ends and the host ends with it, even while calls into the library are under way.
 
 use std::ffi::CString;
-use std::io;
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -12,15 +13,22 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use rustix::process::Signal;
 
 use super::confinement;
-use super::ffi::{self, Library, MediaData, Network, ReturnCode, Sdk};
+use super::ffi::{self, Library, LoadError, MediaData, Network, ReturnCode, Sdk};
 use super::frame::{self, Account, Request, Response};
+use super::output;
 use crate::egress;
+use crate::system::Refusal;
 
 /// Serves the worker until it goes away.
 ///
 /// # Errors
 /// When standard input is not the socket that the worker hands to its hosts.
 pub fn run() -> io::Result<()> {
+    // A thread that ended alone would leave its call without an answer, which looks like a library that hangs.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        give_up(format_args!("it met a defect of this program at {place}, please report it"));
+    }));
     confinement::give_up_inheritance()?;
     ffi::print_by_line();
 
@@ -49,15 +57,26 @@ pub fn run() -> io::Result<()> {
         let call = buffer.clone();
         let host = host.clone();
         // A thread a call: there is one pull, one decryption and a few media chunks at a time, and each may block for long.
-        std::thread::spawn(move || {
+        let served = std::thread::Builder::new().spawn(move || {
             if host.serve(&call).is_err() {
                 die();
             }
         });
+        if let Err(error) = served {
+            give_up(Refusal::new("no thread can be started for a call", error));
+        }
     }
 }
 
-/// Ends this process at once, without exit handlers: the library's could wait for its own threads.
+/// Ends this process for a cause that is neither the library's nor the worker's request's, and says which.
+fn give_up(cause: impl Display) -> ! {
+    // In one piece: the library may print as well.
+    let _ = io::stderr().write_all(format!("{}{cause}\n", output::HOST_PREFIX).as_bytes());
+    die()
+}
+
+/// Ends this process at once, without exit handlers: the library's could wait for its own threads. The worker sees a
+/// signal from outside, which proves nothing against a message or a file.
 fn die() -> ! {
     let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
     std::process::abort()
@@ -110,7 +129,8 @@ impl Host {
                 Ok(self.loaded.set(Loaded { library, unconfined }).is_ok())
             }
             Err(error) => {
-                self.answer(call, Response::CannotOpen { reason: error.to_string() })?;
+                let is_passing = matches!(error, LoadError::NoRoom { .. });
+                self.answer(call, Response::CannotOpen { reason: error.to_string(), is_passing })?;
                 Ok(false)
             }
         }
@@ -120,6 +140,7 @@ impl Host {
     fn serve(&self, bytes: &[u8]) -> io::Result<()> {
         let frame::Frame { call, body } = frame::decode::<Request<'_>>(bytes)?;
         match body {
+            Request::Ping => self.answer(call, Response::Pong),
             Request::Open(account) => self.answer(call, self.open(account)),
             Request::Renew => {
                 let account = self.session()?.account;
@@ -160,7 +181,7 @@ impl Host {
 
     fn open(&self, account: Account) -> Response {
         let Some(Loaded { library, unconfined }) = self.loaded.get() else {
-            return Response::CannotOpen { reason: "it is not loaded".into() };
+            return Response::CannotOpen { reason: "it is not loaded".into(), is_passing: true };
         };
         let (library, unconfined) = (library.clone(), unconfined.clone());
         let mut session = self.session.write().unwrap_or_else(PoisonError::into_inner);
@@ -183,6 +204,9 @@ impl Host {
     }
 }
 
-fn failed(ReturnCode(code): ReturnCode) -> Response {
-    Response::Failed { code }
+fn failed(code: ReturnCode) -> Response {
+    if code == ffi::NO_MEMORY {
+        give_up("the vendor's library got no memory. Raise the memory limit of the container or service");
+    }
+    Response::Failed { code: code.0 }
 }

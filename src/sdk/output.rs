@@ -14,24 +14,45 @@ const SHOWN_LENGTH_MAX: usize = 1024;
 /// A run of letters and digits this long is taken for a token, a key or a ciphertext.
 const OPAQUE_RUN_LENGTH: usize = 24;
 
-/// Reads `stream` to its end and logs each line.
-pub async fn log(stream: impl AsyncRead + Unpin, name: &'static str, host: u32, secrets: Arc<[String]>) {
+/// Before a line on stderr with which an SDK host says why it ends itself.
+pub const HOST_PREFIX: &str = "sdk-host: ";
+
+/// What Rust and C++ print before they abort for want of memory.
+const NO_MEMORY: [&str; 2] = ["memory allocation of ", "std::bad_alloc"];
+
+/// Reads `stream` to its end and logs each line. Gives what the host said of a cause of its end that is not the
+/// library's, if anything.
+pub async fn log(
+    stream: impl AsyncRead + Unpin,
+    name: &'static str,
+    host: u32,
+    secrets: Arc<[String]>,
+) -> Option<String> {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
     let mut is_continued = false;
+    let mut cause = None;
     loop {
         line.clear();
         match (&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return cause,
             Ok(_) => {
                 let text = if is_continued { String::new() } else { shown(&line, &secrets) };
                 is_continued = line.last() != Some(&b'\n');
+                cause = own_cause(&text).or(cause);
                 if !text.is_empty() {
                     tracing::info!(target: "wecom_connector::sdk::output", host, stream = name, "{text}");
                 }
             }
         }
     }
+}
+
+/// The cause of an end that is not the library's, out of a line.
+fn own_cause(text: &str) -> Option<String> {
+    let of_memory = || NO_MEMORY.iter().any(|words| text.contains(words));
+    let no_memory = || "it got no memory. Raise the memory limit of the container or service".to_owned();
+    text.strip_prefix(HOST_PREFIX).map(str::to_owned).or_else(|| of_memory().then(no_memory))
 }
 
 /// What is logged of a line.
@@ -78,6 +99,21 @@ mod tests {
             let line = [".".repeat(position), secret.to_owned()].concat();
             let text = shown(line.as_bytes(), &[secret.to_owned()]);
             assert!(text.len() <= SHOWN_LENGTH_MAX && !text.contains("s3"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_host_says_why_it_ends_itself() {
+        for (line, expected) in [
+            ("sdk-host: no thread can be started", Some("no thread can be started")),
+            ("memory allocation of 1048576 bytes failed", Some("it got no memory")),
+            ("terminate called after throwing an instance of 'std::bad_alloc'", Some("it got no memory")),
+            ("terminate called after throwing an instance of 'std::out_of_range'", None),
+            ("  what():  basic_string::substr", None),
+        ] {
+            let cause = own_cause(line);
+            assert_eq!(cause.is_some(), expected.is_some(), "{line}");
+            assert!(cause.unwrap_or_default().starts_with(expected.unwrap_or_default()), "{line}");
         }
     }
 

@@ -15,14 +15,19 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
 use super::frame::{self, Account, Frame, Request, Response};
-use super::output;
+use super::{code, output};
 use crate::egress::{Guard, Pass};
+use crate::system;
 
 /// How long a host may take to load the library. Loading runs its initialisers; the vendor's takes some 20 ms.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long what a host has printed is still read after its end.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Frames waiting to be written to a host. A call writes one.
 const FRAMES_QUEUED_MAX: usize = 64;
@@ -51,11 +56,16 @@ const ENVIRONMENT_OF_HTTP: [&str; 7] =
 pub enum Death {
     /// By itself: an abort, a fault, an exit. What it was doing may be the cause.
     Crash(String),
-    /// Killed by this worker, because a call did not answer in time.
+    /// Killed by this worker, because a call did not answer in time while the process gave signs of life.
     Hang(String),
-    /// By a signal from outside (an operator, the kernel out of memory, the service manager).
+    /// By a cause outside the library: a signal from outside (an operator, the kernel out of memory, the service
+    /// manager), no thread, no memory, no time on a CPU, a defect of the host itself. It says nothing of what the host
+    /// was doing.
     Killed(String),
 }
+
+/// The signals that a program brings on itself by a fault: SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGPIPE.
+const SIGNALS_OF_FAULTS: [i32; 7] = [4, 5, 6, 7, 8, 11, 13];
 
 impl std::fmt::Display for Death {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -75,11 +85,20 @@ impl Death {
         }
     }
 
-    fn of(status: ExitStatus) -> Self {
-        match status.signal() {
-            Some(signal @ (1 | 2 | 9 | 15)) => Self::Killed(format!("killed by signal {signal}")),
-            Some(signal) => Self::Crash(format!("died of signal {signal}")),
-            None => Self::Crash(format!("exited with {}", status.code().unwrap_or_default())),
+    /// `cause`: what the host said of its end, where the library was not the cause.
+    fn of(status: ExitStatus, cause: Option<String>) -> Self {
+        match (status.signal(), cause) {
+            (_, Some(cause)) => Self::Killed(format!("gave up: {cause}")),
+            (Some(9), _) => Self::Killed(
+                "was killed by signal 9. The kernel does that when the memory limit of the container or machine is reached: raise it \
+                 if nobody has killed it by hand"
+                    .into(),
+            ),
+            (Some(signal), _) if SIGNALS_OF_FAULTS.contains(&signal) => {
+                Self::Crash(format!("died of signal {signal}"))
+            }
+            (Some(signal), _) => Self::Killed(format!("was killed by signal {signal}")),
+            (None, _) => Self::Crash(format!("exited with {}", status.code().unwrap_or_default())),
         }
     }
 }
@@ -137,7 +156,7 @@ pub struct Call<'a> {
 impl Process {
     /// Starts a host and opens the library in it; behind `guard`, where there is one.
     pub async fn start(program: &PathBuf, account: &Account, guard: Option<&Guard>) -> Result<Self, OpenError> {
-        let start = |error: std::io::Error| OpenError::Start(error.to_string());
+        let start = |error: std::io::Error| OpenError::Start(format!("{error}{}", system::advice(&error)));
         let mut account = account.clone();
         let pass = match guard {
             Some(guard) => {
@@ -172,9 +191,7 @@ impl Process {
         if let Some(stdout) = child.stdout.take() {
             tokio::spawn(output::log(stdout, "stdout", id, secrets.clone()));
         }
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(output::log(stderr, "stderr", id, secrets));
-        }
+        let stderr = child.stderr.take().map(|stderr| tokio::spawn(output::log(stderr, "stderr", id, secrets)));
 
         let (read, mut write) = ours.into_split();
         let (frames, mut queue) = mpsc::channel::<Vec<u8>>(FRAMES_QUEUED_MAX);
@@ -189,7 +206,7 @@ impl Process {
         let reader = tokio::spawn(deliver(read, calls.clone()));
         let (kill, killed) = watch::channel(None);
         let (died, death) = watch::channel(None);
-        tokio::spawn(reap(child, reader, killed, died));
+        tokio::spawn(reap(child, reader, stderr, killed, died));
 
         let mut process = Self {
             id,
@@ -209,10 +226,14 @@ impl Process {
                 (process.library, process.unconfined) = (library, unconfined);
                 Ok(process)
             }
-            Ok(Ok(Response::CannotOpen { reason })) => Err(OpenError::Library(reason)),
+            Ok(Ok(Response::CannotOpen { reason, is_passing: true })) => Err(OpenError::Start(reason)),
+            Ok(Ok(Response::CannotOpen { reason, .. })) => Err(OpenError::Library(reason)),
+            Ok(Ok(Response::Failed { code: code::SYSTEM })) => {
+                Err(OpenError::Start("Init of the vendor's library answered 10003 (system error)".into()))
+            }
             Ok(Ok(Response::Failed { code })) => Err(OpenError::Init(code)),
             Ok(Ok(_)) => Err(OpenError::Start("it answered something else than was asked".into())),
-            Ok(Err(death)) => Err(OpenError::Start(death.to_string())),
+            Ok(Err(death)) => Err(OpenError::Start(format!("it {death}"))),
             Err(_) => Err(OpenError::Start(format!("it did not come up within {} s", OPEN_TIMEOUT.as_secs()))),
         }
     }
@@ -239,9 +260,17 @@ impl Process {
         Ok(call)
     }
 
-    /// Ends the host because a call hangs. All calls in flight fail.
-    pub fn kill(&self, reason: String) {
-        self.kill.send_replace(Some(Death::Hang(reason)));
+    /// Asks the host for a sign of life.
+    ///
+    /// # Errors
+    /// How the host ended, if it has.
+    pub async fn ping(&self) -> Result<(), Death> {
+        self.call(Request::Ping).await?.answer().await.map(|_| ())
+    }
+
+    /// Ends the host. All calls in flight fail with this death.
+    pub fn kill(&self, death: Death) {
+        self.kill.send_replace(Some(death));
     }
 
     pub fn is_dead(&self) -> bool {
@@ -268,6 +297,11 @@ impl Call<'_> {
             Some(answer) => Ok(answer),
             None => Err(self.process.died().await),
         }
+    }
+
+    /// The next answer, if it has come already.
+    pub fn answer_at_hand(&mut self) -> Option<Response> {
+        self.answers.try_recv().ok()
     }
 }
 
@@ -301,7 +335,8 @@ async fn deliver(read: impl tokio::io::AsyncRead + Unpin, calls: Arc<Calls>) {
 /// Waits for the child's end, or for the order to kill it, and says how it ended once its last answers are delivered.
 async fn reap(
     mut child: Child,
-    reader: tokio::task::JoinHandle<()>,
+    reader: JoinHandle<()>,
+    stderr: Option<JoinHandle<Option<String>>>,
     mut killed: watch::Receiver<Option<Death>>,
     died: watch::Sender<Option<Death>>,
 ) {
@@ -310,11 +345,12 @@ async fn reap(
         order = killed.wait_for(Option::is_some) => Ok(order.ok().and_then(|death| death.clone())),
     };
     let death = match ordered {
-        Err(status) => status.map_or_else(|error| Death::Crash(error.to_string()), Death::of),
+        Err(Ok(status)) => Death::of(status, last_words(stderr).await),
+        Err(Err(error)) => Death::Killed(format!("has ended, and the system does not tell how: {error}")),
         Ok(order) => {
             let _ = child.start_kill();
             let _ = child.wait().await;
-            order.unwrap_or_else(|| Death::Killed("no longer needed".into()))
+            order.unwrap_or_else(|| Death::Killed("is no longer needed".into()))
         }
     };
     // The socket of a dead process is at its end: what it still said is in the buffer.
@@ -322,9 +358,30 @@ async fn reap(
     died.send_replace(Some(death));
 }
 
+/// What a host that has ended said of the cause. Not waited for long: a process that the library had left behind would
+/// hold the pipe.
+async fn last_words(stderr: Option<JoinHandle<Option<String>>>) -> Option<String> {
+    tokio::time::timeout(LAST_WORDS_TIMEOUT, stderr?).await.ok()?.ok()?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_faults_and_exits_are_the_librarys_own() {
+        let by_signal = ExitStatus::from_raw;
+        for signal in 1..=31 {
+            let death = Death::of(by_signal(signal), None);
+            assert_eq!(matches!(death, Death::Crash(_)), SIGNALS_OF_FAULTS.contains(&signal), "{death:?}");
+        }
+        assert!(
+            matches!(Death::of(ExitStatus::from_raw(101 << 8), None), Death::Crash(said) if said == "exited with 101")
+        );
+        // What the host says of itself comes first: SIGABRT is how Rust and C++ end without memory.
+        let death = Death::of(by_signal(6), Some("it got no memory".into()));
+        assert_eq!(death, Death::Killed("gave up: it got no memory".into()));
+    }
 
     /// A proxy or a certificate out of the environment would be a way past the guard.
     #[test]

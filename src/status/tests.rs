@@ -68,30 +68,99 @@ fn a_start_that_takes_longer_than_the_timeout_is_unhealthy() {
 }
 
 #[test]
-fn a_failure_says_why_and_when_it_is_tried_again() {
+fn a_failure_stays_with_since_when_and_how_often_until_work_is_done_again() {
     let (time, board) = board();
     let connector = board.connector("acme");
     let messages = connector.task(0);
+    board.all_connectors_known();
     messages.running();
+    messages.progress();
     time.advance(Duration::from_secs(60));
-    messages.failed("40001: the secret is wrong; correct wecom.secret.", Some(Duration::from_secs(600)));
-    let expected = "task acme-0 is FAILED: 40001: the secret is wrong; correct wecom.secret. \
-                    The next attempt is at 2026-01-01T00:11:00Z.";
-    assert_eq!(unhealthy(&board), expected);
+    let refused = "40001: the secret is wrong; correct wecom.secret";
+    messages.failed(refused, Some(Duration::from_secs(600)));
+    let failed =
+        format!("{refused}. 1 failure since 2026-01-01T00:01:00Z. The next attempt is at 2026-01-01T00:11:00Z.");
+    assert_eq!(unhealthy(&board), format!("task acme-0 is FAILED: {failed}"));
+
+    // Neither another start nor a task that runs again has done any work.
+    time.advance(Duration::from_secs(600));
+    let starts = [(TaskHandle::restarting as fn(&TaskHandle), "RESTARTING"), (TaskHandle::running, "RUNNING")];
+    for (start, state) in starts {
+        start(&messages);
+        let last = format!("The last failure: {refused}. 1 failure since 2026-01-01T00:01:00Z.");
+        assert_eq!(unhealthy(&board), format!("task acme-0 is {state}: {last}"));
+    }
+    messages.degraded("pulling fails: WeCom is busy.");
+    let last = "The last failure: pulling fails: WeCom is busy. 2 failures since 2026-01-01T00:01:00Z.";
+    assert_eq!(unhealthy(&board), format!("task acme-0 is RUNNING: {last}"));
+    messages.failed("Another cause.", None);
+    assert_eq!(task(&board).trace().as_deref(), Some("Another cause. 3 failures since 2026-01-01T00:01:00Z."));
+
     messages.restarting();
-    assert_eq!(task(&board).trace(), None);
+    messages.running();
+    messages.progress();
+    assert_eq!((task(&board).trace(), board.health()), (None, Health::Healthy));
+    messages.failed("It is new.", None);
+    assert_eq!(task(&board).trace().as_deref(), Some("It is new. 1 failure since 2026-01-01T00:11:00Z."));
+    messages.stopped();
+    assert_eq!((task(&board).trace(), board.health()), (None, Health::Healthy));
 }
 
 #[test]
-fn progress_takes_a_condition_back() {
-    let (_, board) = board();
+fn attempts_that_fail_for_long_are_unhealthy_also_while_the_task_runs() {
+    let (time, board) = board();
     let connector = board.connector("acme");
     let messages = connector.task(0);
+    board.all_connectors_known();
     messages.running();
-    messages.degraded("10001 for 12 min.");
-    assert_eq!((task(&board).state, task(&board).trace()), (State::Running, Some("10001 for 12 min.".to_owned())));
+    messages.condition("Records are held.");
+    assert_eq!((task(&board).trace().as_deref(), board.health()), (Some("Records are held."), Health::Healthy));
     messages.progress();
     assert_eq!(task(&board).trace(), None);
+    // Each failure, how many seconds after the one before, and whether that is unhealthy.
+    for (after_s, is_unhealthy) in [(0, false), (29, false), (1, true), (200, true)] {
+        time.advance(Duration::from_secs(after_s));
+        messages.degraded("pulling fails: WeCom is busy");
+        assert_eq!(board.health() != Health::Healthy, is_unhealthy, "{after_s} s later");
+    }
+    let told = "task acme-0 is RUNNING: pulling fails: WeCom is busy. 4 failures since 2026-01-01T00:00:00Z.";
+    assert_eq!(unhealthy(&board), told);
+    messages.progress();
+    assert_eq!((task(&board).trace(), board.health()), (None, Health::Healthy));
+}
+
+#[test]
+fn trouble_aside_lasts_beside_other_work_until_it_is_over() {
+    let (time, board) = board();
+    let connector = board.connector("acme");
+    let media = connector.task(0);
+    board.all_connectors_known();
+    media.running();
+    let pause = Duration::from_secs(60);
+    media.trouble("wait", "media wait: the store is full", pause);
+    media.trouble("files", "the store does not take a file: denied", pause);
+    time.advance(Duration::from_secs(30));
+    media.trouble("wait", "media wait: the store is full", pause);
+    // Neither a file that comes, nor another start of the task takes it back.
+    media.progress();
+    media.failed("Kafka cannot be reached", Some(pause));
+    media.restarting();
+    let kafka = "The last failure: Kafka cannot be reached. 1 failure since 2026-01-01T00:00:30Z.";
+    let files = "the store does not take a file: denied. 1 failure since 2026-01-01T00:00:00Z.";
+    let wait = "media wait: the store is full. 2 failures since 2026-01-01T00:00:00Z.";
+    assert_eq!(unhealthy(&board), format!("task acme-0 is RESTARTING: {kafka} {files} {wait}"));
+    media.running();
+    media.progress();
+    media.trouble_is_over("wait");
+    assert_eq!(task(&board).trace().as_deref(), Some(files));
+    // The file is tried by another worker by now.
+    time.advance(pause + trouble::TROUBLE_REMEMBERED);
+    media.progress();
+    assert_eq!((board.health(), task(&board).trace()), (Health::Healthy, None));
+    media.trouble("files", "denied", pause);
+    assert!(unhealthy(&board).contains("1 failure since"), "what was forgotten begins anew");
+    media.trouble_is_over("files");
+    assert_eq!(board.health(), Health::Healthy);
 }
 
 #[test]

@@ -335,7 +335,8 @@ impl<'a, S: ChunkSource> Run<'a, S> {
         if self.context.config.errors_tolerance == ErrorsTolerance::None {
             return Err(TaskError::Intolerable(format!("{refusal}: {place}; errors.tolerance is none")));
         }
-        tracing::warn!(place, "{refusal}; it goes to the dead letter topic");
+        let connector = &self.context.config.name;
+        tracing::warn!(connector, place, kind = refusal, "{refusal}; it goes to the dead letter topic");
         let settled = Settled { record: self.dead_letter(&received, refusal), end: End::DeadLetter };
         self.window.take_settled(&received.partition, received.offset, settled);
         Ok(())

@@ -43,7 +43,7 @@ pub async fn run(
 
     let (pulled, to_prepare) = mpsc::channel(1);
     let (prepared, to_commit) = mpsc::channel(1);
-    let preparer = Preparer::new(context, &topics, offset);
+    let preparer = Preparer::new(context, status, &topics, offset);
     // A stage that fails ends those behind it, which get nothing more once they have seen to what is in flight: a page that is
     // pulled may never be had again.
     let (pulled, prepared, committed) = tokio::join!(
@@ -113,7 +113,7 @@ impl Run<'_> {
             }
             self.status.progress();
             if page.is_held {
-                self.status.degraded(
+                self.status.condition(
                     "WeCom answers records without a seq, and none with one: they are delivered as soon as a newer record comes.",
                 );
             }

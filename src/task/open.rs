@@ -1,9 +1,10 @@
 //! Opening: sealed records become events. Keys are unwrapped on all cores, messages decrypted in the SDK host.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::backoff::Backoff;
 use super::{ConnectorContext, TaskError, prepare};
@@ -11,6 +12,7 @@ use crate::archive::keyring::UnwrapError;
 use crate::archive::{DeadLetterReason, Element, EventContext, MessageEvent, event};
 use crate::crash_point;
 use crate::sdk::{DecryptError, SdkError, SealedMessage};
+use crate::status::TaskHandle;
 
 /// Hosts that cannot be started are waited for this often before the task is started anew.
 const DECRYPT_ATTEMPTS_MAX: u32 = 10;
@@ -18,13 +20,15 @@ const DECRYPT_ATTEMPTS_MAX: u32 = 10;
 /// The event of a record, or why there is none.
 pub type Outcome = Result<MessageEvent, DeadLetterReason>;
 
-/// Opens records that were pulled at `now_ms`; one outcome for each element, in order.
+/// Opens records that were pulled at `now_ms`; one outcome for each element, in order. `status` is told what it waits
+/// for.
 pub async fn events(
     context: &Arc<ConnectorContext>,
     elements: &Arc<Vec<Element>>,
     now_ms: i64,
+    status: &TaskHandle,
 ) -> Result<Vec<Outcome>, TaskError> {
-    let plaintexts = plaintexts(context, elements).await?;
+    let plaintexts = plaintexts(context, elements, Some(status)).await?;
     let (context, elements) = (context.clone(), elements.clone());
     on_all_cores(move || {
         let context = prepare::event_context(&context, now_ms);
@@ -37,6 +41,7 @@ pub async fn events(
 pub async fn plaintexts(
     context: &Arc<ConnectorContext>,
     elements: &Arc<Vec<Element>>,
+    status: Option<&TaskHandle>,
 ) -> Result<Vec<Result<Vec<u8>, DeadLetterReason>>, TaskError> {
     let metrics = &context.metrics;
     if elements.is_empty() {
@@ -59,7 +64,7 @@ pub async fn plaintexts(
             _ => None,
         })
         .collect();
-    let mut plaintexts = decrypt(context, &sealed).await?.into_iter();
+    let mut plaintexts = decrypt(context, &sealed, status).await?.into_iter();
     crash_point::reach("hosts_answer");
     metrics.decrypt_seconds.observe(started.elapsed().as_secs_f64());
     let opened = keys.into_iter().map(|key| {
@@ -88,6 +93,7 @@ pub fn event_of(
 async fn decrypt(
     context: &ConnectorContext,
     sealed: &[SealedMessage],
+    status: Option<&TaskHandle>,
 ) -> Result<Vec<Result<Vec<u8>, DecryptError>>, TaskError> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     let mut attempts = 0;
@@ -97,7 +103,10 @@ async fn decrypt(
             Err(SdkError::Configuration(reason)) => return Err(TaskError::Configuration(reason)),
             Err(error) => {
                 attempts += 1;
-                tracing::warn!(%error, attempts, "a page cannot be decrypted yet");
+                tracing::warn!(connector = context.config.name, %error, attempts, "a page cannot be decrypted yet");
+                if let Some(status) = status {
+                    status.degraded(format!("a page cannot be decrypted yet: {error}"));
+                }
                 if attempts >= DECRYPT_ATTEMPTS_MAX {
                     return Err(TaskError::Transient(error.to_string()));
                 }
@@ -121,5 +130,20 @@ fn unwrap(context: &ConnectorContext, element: &Element) -> Result<Vec<u8>, Dead
 
 /// Runs work for the processor beside the runtime's own threads; `rayon` spreads what is parallel in it.
 pub async fn on_all_cores<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TaskError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| TaskError::Transient("records could not be opened".into()))
+    let pool =
+        pool().map_err(|error| TaskError::Transient(format!("no thread can be started to open records: {error}")))?;
+    let done = tokio::task::spawn_blocking(move || pool.install(work)).await;
+    done.map_err(|_| TaskError::Transient("opening records panicked: please report this with the log".into()))
+}
+
+/// The threads that records are opened on. Not rayon's own pool: where its threads cannot be started, it is of no use
+/// for ever.
+fn pool() -> Result<Arc<ThreadPool>, ThreadPoolBuildError> {
+    static POOL: Mutex<Option<Arc<ThreadPool>>> = Mutex::new(None);
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = &*pool {
+        return Ok(pool.clone());
+    }
+    let name = |number| format!("open {number}");
+    Ok(pool.insert(Arc::new(ThreadPoolBuilder::new().thread_name(name).build()?)).clone())
 }

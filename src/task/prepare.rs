@@ -16,6 +16,7 @@ use crate::archive::{
 use crate::config::ErrorsTolerance;
 use crate::kafka::OutgoingRecord;
 use crate::kafka::offsets::SourceOffset;
+use crate::status::TaskHandle;
 
 /// What is kept in storage of a record that does not fit into Kafka: its event, or where it could not be opened itself.
 pub(super) const KEPT_EVENT: &str = "event.json";
@@ -52,6 +53,7 @@ pub struct PreparedPage {
 #[derive(Debug)]
 pub struct Preparer<'a> {
     context: &'a Arc<ConnectorContext>,
+    status: &'a TaskHandle,
     topics: &'a Topics,
     offset: SourceOffset,
     delivered: Delivered,
@@ -61,10 +63,15 @@ pub struct Preparer<'a> {
 
 impl<'a> Preparer<'a> {
     /// For what comes after `offset`.
-    pub fn new(context: &'a Arc<ConnectorContext>, topics: &'a Topics, offset: SourceOffset) -> Self {
+    pub fn new(
+        context: &'a Arc<ConnectorContext>,
+        status: &'a TaskHandle,
+        topics: &'a Topics,
+        offset: SourceOffset,
+    ) -> Self {
         // What an earlier epoch has published and does not come again is not lost.
         let delivered = Delivered { seq: offset.published_to(), until_ms: offset.delivered_until_ms };
-        Self { context, topics, delivered, previous_seq: offset.seq, offset }
+        Self { context, status, topics, delivered, previous_seq: offset.seq, offset }
     }
 
     /// Prepares every page, in order.
@@ -92,7 +99,7 @@ impl<'a> Preparer<'a> {
         let PulledPage { page, pulled_at_ms, drained_at_ms, .. } = pulled;
         let is_held = page.held > 0 && page.last_seq.is_none();
         let elements = Arc::new(page.elements);
-        let outcomes = open::events(self.context, &elements, pulled_at_ms).await?;
+        let outcomes = open::events(self.context, &elements, pulled_at_ms, self.status).await?;
         // A wrong clock's message says nothing of how far the archive is delivered. None that is there is much older than the window.
         let plausible = pulled_at_ms.saturating_sub(2 * WINDOW_MS).max(1)..=pulled_at_ms;
         let times = || {
@@ -157,7 +164,14 @@ impl<'a> Preparer<'a> {
                 prepared.intolerable = Some(format!("the record {seq} is bad and errors.tolerance is none: {reason}"));
                 return Ok(prepared);
             }
-            tracing::warn!(connector = self.context.config.name, seq, reason = reason.name(), "dead letter: {reason}");
+            let kind = reason.kind();
+            tracing::warn!(
+                connector = self.context.config.name,
+                seq,
+                kind,
+                reason = reason.name(),
+                "dead letter: {reason}"
+            );
             let mut record = self.dead_letter(&context, element, link, &reason).await?;
             let header = request_bytes_max.map(|bytes| (REQUEST_BYTES_MAX_HEADER, bytes.to_string().into_bytes()));
             record.headers.extend(header);

@@ -163,9 +163,9 @@ impl<'a> Puller<'a> {
             }
             Disposition::Retry(reason) => (reason, self.backoff.next_delay()),
         };
-        let since = *self.trouble_since.get_or_insert_with(Instant::now);
+        self.trouble_since.get_or_insert_with(Instant::now);
         tracing::warn!(reason, pause_ms = pause.as_millis() as u64, "pulling failed and is tried again");
-        self.status.degraded(format!("pulling fails since {} s: {reason}", since.elapsed().as_secs()));
+        self.status.degraded(format!("pulling fails: {reason}"));
         tokio::time::sleep(pause).await;
         Ok(())
     }

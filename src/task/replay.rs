@@ -230,7 +230,7 @@ impl Replay<'_> {
             });
         }
         let elements = Arc::new(elements);
-        let mut plaintexts = open::plaintexts(self.context, &elements).await?.into_iter();
+        let mut plaintexts = open::plaintexts(self.context, &elements, None).await?.into_iter();
         let mut elements = elements.iter();
         let mut opened = Vec::new();
         for ((letter, _), source) in candidates.iter().zip(sources) {

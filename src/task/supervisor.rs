@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::{ConnectorContext, TaskError, media_task, message_task};
 use crate::status::TaskHandle;
+use crate::system;
 
 /// The vendor keeps records for five days: trying again must not take long.
 const CONFIGURATION_PAUSE_MIN: Duration = Duration::from_secs(30);
@@ -66,6 +67,7 @@ pub async fn supervise(
             Ok(Err(error)) => error,
             Err(_) => TaskError::Transient("the task panicked: please report this with the log".into()),
         };
+        let error = blame_system(error);
         if started.elapsed() > GOOD_RUN {
             transient.reset();
             configuration.reset();
@@ -88,5 +90,15 @@ pub async fn supervise(
                 return Ended::Shutdown;
             }
         }
+    }
+}
+
+/// Without room for a thread or a file anything may fail, and says something else: the lack is the cause.
+fn blame_system(error: TaskError) -> TaskError {
+    match (system::check_room(), error) {
+        (Err(lack), TaskError::Transient(error) | TaskError::Configuration(error)) => {
+            TaskError::Transient(format!("{lack}. What failed by it: {error}"))
+        }
+        (_, error) => error,
     }
 }

@@ -68,7 +68,7 @@ impl Access {
                 Ok(Some(token)) => is_same(token.expose_secret(), given),
                 Ok(None) => false,
                 Err(error) => {
-                    tracing::warn!("nobody with a token is let in: {error}");
+                    tracing::warn!(kind = "token", "nobody with a token is let in: {error}");
                     false
                 }
             };

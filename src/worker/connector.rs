@@ -10,6 +10,7 @@ use crate::clock::Clock;
 use crate::config::{ConnectorConfig, WorkerConfig};
 use crate::metrics::{ARCHIVE_WINDOW_SECONDS, Metrics};
 use crate::status::{ConnectorHandle, StatusBoard, TaskHandle};
+use crate::system;
 use crate::task::ConnectorContext;
 use crate::task::limiter::RateLimiters;
 use crate::task::supervisor::{self, Ended};
@@ -65,7 +66,7 @@ impl Connector {
             running.spawn(supervisor::supervise(context.clone(), task, status, shutdown.clone()));
         }
         let mut first = Ended::Shutdown;
-        let mut alarms = Alarms { context: &context, status: &self.status, are_raised: [false; 3] };
+        let mut alarms = Alarms { context: &context, status: &self.status, are_raised: [false; 4] };
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         loop {
             let joined = tokio::select! {
@@ -120,18 +121,24 @@ impl Connector {
 const CLOCK_WRONG_SECONDS: f64 = 300.0;
 
 /// Warns before records are lost: WeCom deletes them after five days, delivered or not, and Kafka by the times that they are given
-/// here. And finds tasks that say that they run and do nothing.
+/// here. And finds tasks that say that they run and do nothing, and a system that has no room for what they need.
 struct Alarms<'a> {
     context: &'a ConnectorContext,
     status: &'a ConnectorHandle,
-    are_raised: [bool; 3],
+    are_raised: [bool; 4],
 }
 
 impl Alarms<'_> {
     fn check(&mut self) {
         let connector = &self.context.config.name;
-        let warnings = [self.age(), self.clock(), self.stuck()];
-        let passed = ["the connector has caught up", "the clock is right again", "every task makes progress again"];
+        let lack = system::check_room().err().map(|lack| format!("{lack}. Work that needs one waits."));
+        let warnings = [self.age(), self.clock(), self.stuck(), lack];
+        let passed = [
+            "the connector has caught up",
+            "the clock is right again",
+            "every task makes progress again",
+            "there is room for threads and files again",
+        ];
         for ((warning, is_raised), passed) in warnings.iter().zip(&mut self.are_raised).zip(passed) {
             let was_raised = std::mem::replace(is_raised, warning.is_some());
             match warning {

@@ -14,18 +14,19 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::access::Access;
 use super::certificate::Certificate;
+use super::connections::{Connections, Place};
 use crate::config::Listener;
 use crate::metrics::Metrics;
 use crate::status::{ConnectorStatus, Health, Status, StatusBoard};
@@ -38,8 +39,8 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 /// On shutdown, answers under way have this long.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 const HEADER_BYTES_MAX: usize = 16 * 1024;
-/// More connections wait in the system's own queue.
-const CONNECTIONS_MAX: usize = 64;
+/// With more, those that have been idle for longest are closed.
+const CONNECTIONS_MAX: usize = 128;
 /// Waiting after `accept` failed, most likely for want of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -122,33 +123,32 @@ async fn accept(
     router: Router,
     shutdown: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let connections = TaskTracker::new();
+    let connections = Connections::new(CONNECTIONS_MAX);
+    let running = TaskTracker::new();
     loop {
-        let accepted = async {
-            let place = places.clone().acquire_owned().await;
-            (place, socket.accept().await)
-        };
-        let (place, stream) = tokio::select! {
+        let stream = tokio::select! {
             () = shutdown.cancelled() => break,
-            (place, stream) = accepted => (place, stream),
+            accepted = socket.accept() => accepted,
         };
         match stream {
             Ok((stream, _)) => {
-                let connection = secured(stream, certificate.clone(), router.clone(), shutdown.clone());
-                connections.spawn(async move {
-                    let _place = place;
-                    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+                let place = Arc::new(connections.enter());
+                let closed = place.closed.clone();
+                let connection = secured(stream, certificate.clone(), router.clone(), place, shutdown.clone());
+                running.spawn(async move {
+                    closed.run_until_cancelled(tokio::time::timeout(CONNECTION_TIMEOUT, connection)).await
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection to the listener could not be accepted");
+                tracing::warn!(kind = "accept", %error, "a connection to the listener could not be accepted");
+                // It frees a file descriptor, which is what is lacking most likely.
+                connections.close_idlest();
                 tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
-    connections.close();
-    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, connections.wait()).await;
+    running.close();
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, running.wait()).await;
 }
 
 /// A connection, through TLS where there is a certificate. A client that speaks none, or not in time, is a client that went away.
@@ -156,21 +156,32 @@ async fn secured(
     stream: TcpStream,
     certificate: Option<Arc<Certificate>>,
     router: Router,
+    place: Arc<Place>,
     shutdown: CancellationToken,
 ) {
-    let Some(certificate) = certificate else { return connection(stream, router, shutdown).await };
+    let Some(certificate) = certificate else { return connection(stream, router, place, shutdown).await };
     let handshake = async { certificate.acceptor().await.accept(stream).await };
     if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_READ_TIMEOUT, handshake).await {
-        connection(stream, router, shutdown).await;
+        connection(stream, router, place, shutdown).await;
     }
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router, shutdown: CancellationToken) {
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    router: Router,
+    place: Arc<Place>,
+    shutdown: CancellationToken,
+) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        place.is_used();
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_READ_TIMEOUT)
         .max_buf_size(HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     // An error here is a client that went away or spoke no HTTP: nothing to do, and nothing to fill a log with.
     tokio::select! {
@@ -379,7 +390,7 @@ mod tests {
         let worker_id = server.address.to_string();
         let running = json!({"state": "RUNNING", "worker_id": worker_id, "version": VERSION});
         let task_0 = json!({"id": 0, "state": "RUNNING", "worker_id": worker_id, "version": VERSION});
-        let trace = "Storage refuses: check its keys. The next attempt is at 2026-01-01T00:01:00Z.";
+        let trace = "Storage refuses: check its keys. 1 failure since 2026-01-01T00:00:00Z. The next attempt is at 2026-01-01T00:01:00Z.";
         let task_1 = json!({"id": 1, "state": "FAILED", "worker_id": worker_id, "version": VERSION, "trace": trace});
         let status = json!({"name": "f1", "connector": running, "tasks": [task_0, task_1], "type": "source"});
         let not_found = |message: &str| json!({"error_code": 404, "message": message});
@@ -433,6 +444,26 @@ mod tests {
         let (head, body) = server.raw("GET /metrics HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n").await;
         assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
         assert!(body.contains("wecom_connector_records_pulled_total{connector=\"f1\"} 42\n"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn idle_connections_make_way_for_probes() {
+        let server = Server::start().await;
+        let mut used = TcpStream::connect(server.address).await.expect("connected");
+        let mut idle = Vec::new();
+        for _ in 0..CONNECTIONS_MAX * 2 {
+            idle.push(TcpStream::connect(server.address).await.expect("connected"));
+            if idle.len() % 32 == 0 {
+                // A client that asks now and then is not idle.
+                used.write_all(b"GET / HTTP/1.1\r\nHost: worker\r\n\r\n").await.expect("sent");
+                // To the end of the JSON.
+                while used.read_u8().await.expect("answered") != b'}' {}
+            }
+        }
+        for path in ["/livez", "/metrics", "/connectors"] {
+            assert_eq!(server.call("GET", path).await.0, 200, "{path}");
+        }
+        assert_eq!(idle[0].read(&mut [0]).await.expect("closed in order"), 0);
     }
 
     #[tokio::test]

@@ -6,11 +6,13 @@ use std::io::{self, IsTerminal, Write as _};
 use std::panic;
 
 use tracing::{Level, Subscriber};
+use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::{Layer, Registry};
 
+use super::repeats::Repeats;
+use crate::clock::Clock;
 use crate::config::LogFormat;
 
 /// The prefix of this program's own log targets; also that of everything it logs about the SDK.
@@ -35,29 +37,39 @@ pub enum LoggingError {
     Twice,
 }
 
+/// How panics begin that say what the system refused, and no more.
+const WORDS_OF_SYSTEM: [&str; 2] = ["OS can't spawn worker thread: ", "failed to spawn thread: "];
+
 /// Makes a panic in whatever thread a line of the log, so that JSON stays JSON; before there is a log, a line on stderr.
 ///
 /// Only the place is told, and a message without values in it: one that is put together can quote message text or a secret.
 pub fn report_panics() {
     panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(ToString::to_string);
-        let literal = panic.payload().downcast_ref::<&'static str>();
-        let message = literal.unwrap_or(&"what it says is kept out, because it may quote data");
+        let literal = panic.payload().downcast_ref::<&'static str>().copied();
+        let of_system = panic.payload().downcast_ref::<String>().map(String::as_str);
+        let of_system = of_system.filter(|said| WORDS_OF_SYSTEM.iter().any(|words| said.starts_with(words)));
+        let cause =
+            if of_system.is_some() { "for want of threads: raise their limit" } else { "a defect of this program" };
+        let message = literal.or(of_system).unwrap_or("what it says is kept out, because it may quote data");
         if tracing::dispatcher::has_been_set() {
-            tracing::error!(location, "panic, a defect of this program: {message}");
+            tracing::error!(location, "panic, {cause}: {message}");
         } else {
             let location = location.unwrap_or_default();
-            let _ = writeln!(io::stderr(), "panic at {location}, a defect of this program: {message}");
+            let _ = writeln!(io::stderr(), "panic at {location}, {cause}: {message}");
         }
     }));
 }
 
-/// Sends the log of the whole process to stderr. `level` is checked by [`filter`].
-pub fn init(level: &str, format: LogFormat) -> Result<(), LoggingError> {
+/// Sends the log of the whole process to stderr. `level` is checked by [`filter`]. Whoever runs for long has the lines
+/// that were left out told by what is given.
+pub fn init(level: &str, format: LogFormat) -> Result<Repeats, LoggingError> {
     // NO_COLOR: https://no-color.org
     let ansi = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let subscriber = subscriber(filter(level)?, format, ansi, io::stderr);
-    tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Twice)
+    let repeats = Repeats::new(Clock::system());
+    let subscriber = subscriber(filter(level)?, repeats.clone(), format, ansi, io::stderr);
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LoggingError::Twice)?;
+    Ok(repeats)
 }
 
 /// Reads `log.level`: a level, and after commas exceptions as `target=level`, as in `info,librdkafka=debug`.
@@ -90,17 +102,24 @@ fn level_of(word: &str) -> Option<LevelFilter> {
     word.parse::<Level>().ok().filter(|_| is_word).map(LevelFilter::from_level)
 }
 
-fn subscriber<W>(filter: Targets, format: LogFormat, ansi: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+fn subscriber<W>(
+    filter: Targets,
+    repeats: Repeats,
+    format: LogFormat,
+    ansi: bool,
+    writer: W,
+) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
 {
     // Without this a line that can't be written is reported by `eprintln!`, which panics where stderr itself is what fails.
     let lines = tracing_subscriber::fmt::layer().log_internal_errors(false).with_ansi(ansi).with_writer(writer);
+    let registry = Registry::default().with(filter).with(repeats);
     match format {
-        LogFormat::Text => Box::new(Registry::default().with(lines.with_filter(filter))),
+        LogFormat::Text => Box::new(registry.with(lines)),
         LogFormat::Json => {
             let lines = lines.json().flatten_event(true).with_current_span(true).with_span_list(false);
-            Box::new(Registry::default().with(lines.with_filter(filter)))
+            Box::new(registry.with(lines))
         }
     }
 }
@@ -110,8 +129,10 @@ mod tests {
     use std::fs::File;
     use std::process::{Command, Stdio};
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     use super::*;
+    use crate::clock::manual::ManualClock;
 
     #[derive(Clone, Default)]
     struct Captured(Arc<Mutex<Vec<u8>>>);
@@ -128,9 +149,14 @@ mod tests {
     }
 
     fn logged(level: &str, format: LogFormat, log: impl FnOnce()) -> String {
+        logged_with(&Repeats::new(Clock::system()), level, format, log)
+    }
+
+    fn logged_with(repeats: &Repeats, level: &str, format: LogFormat, log: impl FnOnce()) -> String {
         let captured = Captured::default();
         let writer = captured.clone();
-        let subscriber = subscriber(filter(level).expect("a level"), format, false, move || writer.clone());
+        let filter = filter(level).expect("a level");
+        let subscriber = subscriber(filter, repeats.clone(), format, false, move || writer.clone());
         tracing::subscriber::with_default(subscriber, log);
         let bytes = captured.0.lock().expect("not poisoned").clone();
         String::from_utf8(bytes).expect("UTF-8")
@@ -187,6 +213,64 @@ mod tests {
         assert!(timestamp.ends_with('Z') && timestamp.parse::<jiff::Timestamp>().is_ok(), "{timestamp}");
         let text = logged("info", LogFormat::Text, log);
         assert!(!text.contains('\u{1b}'), "{text:?}");
+    }
+
+    #[test]
+    fn of_lines_that_are_alike_one_is_written_a_minute_and_the_others_are_counted() {
+        let time = ManualClock::default();
+        let repeats = Repeats::new(time.clock());
+        let log = |connector: &str, kind: &str, count: u64| {
+            for seq in 0..count {
+                tracing::warn!(target: "wecom_connector", connector, seq, kind, "dead letter: {kind}");
+            }
+        };
+        let messages = |log: &dyn Fn()| {
+            let text = logged_with(&repeats, "debug", LogFormat::Json, log);
+            let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+            let mut messages: Vec<String> = lines
+                .map(|line| {
+                    format!(
+                        "{} {}",
+                        line["connector"].as_str().unwrap_or("-"),
+                        line["message"].as_str().unwrap_or_default()
+                    )
+                })
+                .collect();
+            messages.sort();
+            messages
+        };
+        let first = messages(&|| {
+            log("a", "version 1", 5000);
+            log("a", "version 2", 1);
+            log("b", "version 1", 3);
+            for number in 0..150 {
+                tracing::info!(target: "librdkafka", "line {number}");
+                tracing::debug!(target: "wecom_connector", "asked for");
+            }
+            repeats.tell();
+        });
+        let expected = ["a dead letter: version 1", "a dead letter: version 2", "b dead letter: version 1"];
+        assert_eq!(first.iter().filter(|line| line.contains("dead letter")).collect::<Vec<_>>(), expected);
+        assert_eq!(first.iter().filter(|line| line.starts_with("- line ")).count(), 100);
+        assert_eq!(first.iter().filter(|line| *line == "- asked for").count(), 150);
+
+        // In the next minute the first is written again, and what was left out before is told.
+        time.advance(Duration::from_secs(60));
+        let second = messages(&|| {
+            log("a", "version 1", 2);
+            repeats.tell();
+            repeats.tell();
+        });
+        let expected = [
+            "- repeated 50 times within 60 s: line 149",
+            "a dead letter: version 1",
+            "b repeated 2 times within 60 s: dead letter: version 1",
+        ];
+        assert_eq!(second, expected);
+        time.advance(Duration::from_secs(60));
+        let expected = ["a repeated 5000 times within 60 s: dead letter: version 1"];
+        assert_eq!(messages(&|| repeats.tell()), expected);
+        assert!(messages(&|| repeats.tell()).is_empty());
     }
 
     /// Run as a child below.

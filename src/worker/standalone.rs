@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connector::{Connector, Shared};
 use super::exit::Exit;
+use super::repeats::Repeats;
 use super::{http, logging};
 use crate::clock::Clock;
 use crate::config::{self, ConfigErrors, ConnectorConfig, Providers, WorkerConfig};
@@ -32,10 +33,13 @@ pub fn run(worker: &Path, connectors: &[PathBuf]) -> Exit {
             return Exit::Usage;
         }
     };
-    if let Err(error) = logging::init(&worker.log_level, worker.log_format) {
-        eprintln!("{error}");
-        return Exit::Usage;
-    }
+    let repeats = match logging::init(&worker.log_level, worker.log_format) {
+        Ok(repeats) => repeats,
+        Err(error) => {
+            eprintln!("{error}");
+            return Exit::Usage;
+        }
+    };
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -46,7 +50,8 @@ pub fn run(worker: &Path, connectors: &[PathBuf]) -> Exit {
             return Exit::Unavailable;
         }
     };
-    let exit = runtime.block_on(serve(Arc::new(worker), connectors));
+    let exit = runtime.block_on(serve(Arc::new(worker), connectors, &repeats));
+    repeats.tell_all();
     // Threads that hang in a Kafka call must not hold up the exit: what they hold is not committed and will be pulled again.
     runtime.shutdown_timeout(Duration::from_secs(1));
     exit
@@ -88,7 +93,7 @@ fn load(worker: &Path, connectors: &[PathBuf]) -> Result<Loaded, Vec<ConfigError
     }
 }
 
-async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>) -> Exit {
+async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>, repeats: &Repeats) -> Exit {
     let clock = Clock::system();
     let metrics = Metrics::new(clock.clone());
     let board = StatusBoard::new(clock.clone(), Duration::from_millis(worker.task_progress_timeout_ms));
@@ -135,7 +140,10 @@ async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>) -> E
                 Some(Err(_)) => return Exit::Internal,
                 None => return exit(&ended),
             },
-            _ = tick.tick() => board.tick(),
+            _ = tick.tick() => {
+                board.tick();
+                repeats.tell();
+            }
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
         }

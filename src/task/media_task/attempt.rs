@@ -71,7 +71,8 @@ impl<'a, S: ChunkSource> Attempts<'a, S> {
                 }
                 (Disposition::Wait, _) => {
                     self.status.degraded(format!("media wait: {error}"));
-                    tracing::warn!(media_id = request.media_id, %error, "media wait until this has passed");
+                    let (connector, kind) = (&self.context.config.name, error.reason());
+                    tracing::warn!(connector, media_id = request.media_id, kind, %error, "media wait until this has passed");
                     tokio::select! {
                         () = stop.cancelled() => return None,
                         () = tokio::time::sleep(pauses.next_delay()) => {}
@@ -81,8 +82,9 @@ impl<'a, S: ChunkSource> Attempts<'a, S> {
             }
         };
         if let Err(error) = &result {
-            let (media_id, msgid) = (&request.media_id, &request.msgid);
-            tracing::warn!(media_id, msgid, attempts = request.attempts + 1, %error, "a file did not come");
+            let (connector, kind) = (&self.context.config.name, error.reason());
+            let (media_id, msgid, attempts) = (&request.media_id, &request.msgid, request.attempts + 1);
+            tracing::warn!(connector, media_id, msgid, attempts, kind, %error, "a file did not come");
         }
         Some(judge(request, result, self.context.now_ms(), self.context.config.media_retry_delay_ms))
     }
