@@ -118,6 +118,13 @@ pub(super) fn check(
     if let Some(reason) = refused(client, name, value, transaction_timeout_ms) {
         return Err(reason);
     }
+    if matches!(name, "sasl.mechanism" | "sasl.mechanisms") && value.eq_ignore_ascii_case("AWS_MSK_IAM") {
+        return Err(
+            "AWS_MSK_IAM is a mechanism of AWS's Java library alone; let the cluster have SASL/SCRAM (SCRAM-SHA-512) or client \
+             certificates beside it, and use these"
+                .to_owned(),
+        );
+    }
     if let Some(instead) = java_only(name) {
         return Err(format!("is a setting of Kafka's Java client; {instead}"));
     }
@@ -256,6 +263,8 @@ mod tests {
             (Any, "security.protocol", "sasl_ssl", Ok(())),
             (Any, "security.protocol", "SASL_SSL", Ok(())),
             (Any, "sasl.mechanism", "SCRAM-SHA-512", Ok(())),
+            (Any, "sasl.mechanism", "AWS_MSK_IAM", Err("SCRAM-SHA-512")),
+            (Any, "sasl.mechanisms", "aws_msk_iam", Err("SCRAM-SHA-512")),
             (Any, "sasl.password", "x", Ok(())),
             (Any, "sasl.jaas.config", "x", Err("sasl.username")),
             (Any, "ssl.truststore.location", "x", Err("ssl.ca.location")),
