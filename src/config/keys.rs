@@ -61,7 +61,7 @@ pub(super) const WORKER: &[Key] = &[
         .or("300000").low(),
     family("security.*", "Setting of librdkafka for every client: `security.protocol` is `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`."),
     family("sasl.*", "Setting of librdkafka for every client: `sasl.mechanism` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`, `OAUTHBEARER`), `sasl.username`, `sasl.password` and the like."),
-    family("ssl.*", "Setting of librdkafka for every client: `ssl.ca.location`, `ssl.certificate.location`, `ssl.key.location`, `ssl.key.password` and the like."),
+    family("ssl.*", "Setting of librdkafka for every client: `ssl.ca.location` (default: the system's roots), `ssl.certificate.location`, `ssl.key.location`, `ssl.key.password` and the like."),
     family("enable.ssl.*", "Setting of librdkafka for every client: `enable.ssl.certificate.verification`, which stays on in production."),
     family("client.*", "Setting of librdkafka for every client: `client.id`, `client.rack`, `client.dns.lookup`."),
     family("socket.*", "Setting of librdkafka for every client."),

@@ -1,32 +1,49 @@
-//! How Kafka clients are configured: the user's settings, then what the guarantee rests on.
+//! How Kafka clients are configured: the user's settings, then what the guarantee rests on. And what every client calls back.
 
 use std::collections::BTreeMap;
 use std::fmt;
-
-use std::time::Duration;
+use std::sync::Arc;
 
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
-use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, ProducerContext};
 
+use super::certificates::{self, system_roots};
+use super::client_error::ClientError;
+use super::client_log;
+use super::complaints::Complaints;
 use crate::config::{ConnectorConfig, WorkerConfig};
 
 /// A consumer that reads topics to their ends and joins no group.
-pub type TopicReader = BaseConsumer<QuietContext>;
+pub type TopicReader = BaseConsumer<Callbacks>;
 
-/// Whoever polls is told of all errors, and of each end of a partition as one: neither is for the log.
-#[derive(Debug, Clone, Copy)]
-pub struct QuietContext;
+/// What every client calls back: its log lines, and what it complains of.
+#[derive(Debug, Clone)]
+pub struct Callbacks {
+    pub(super) complaints: Arc<Complaints>,
+}
 
-impl ClientContext for QuietContext {
+impl ClientContext for Callbacks {
+    fn log(&self, level: RDKafkaLogLevel, kind: &str, line: &str) {
+        client_log::log(level, kind, line);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "reading topics");
+        self.complaints.hear(&error, reason);
     }
 }
 
-impl ConsumerContext for QuietContext {}
+impl ConsumerContext for Callbacks {}
+
+impl ProducerContext for Callbacks {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
 
 /// Whose settings a client gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +62,8 @@ pub struct Clients {
     pub producer: BTreeMap<String, String>,
     pub consumer: BTreeMap<String, String>,
     pub admin: BTreeMap<String, String>,
+    /// Of all clients that are made of this and of its clones.
+    pub complaints: Arc<Complaints>,
 }
 
 impl fmt::Debug for Clients {
@@ -62,6 +81,7 @@ impl Clients {
             producer: worker.clients.for_producer(&connector.producer_override).0,
             consumer: worker.clients.for_consumer(&connector.consumer_override).0,
             admin: worker.clients.for_admin().0,
+            complaints: Arc::default(),
         }
     }
 
@@ -79,8 +99,31 @@ impl Clients {
         for (key, value) in settings {
             config.set(key, value);
         }
+        if let Some(location) = system_roots(settings) {
+            config.set("ssl.ca.location", location);
+        }
         config.set("bootstrap.servers", &self.bootstrap_servers);
         config
+    }
+
+    pub fn callbacks(&self) -> Callbacks {
+        Callbacks { complaints: self.complaints.clone() }
+    }
+
+    /// Makes a client with what all of them call back.
+    ///
+    /// # Errors
+    /// [`ClientError::Settings`]
+    pub fn create<T: FromClientConfigAndContext<Callbacks>>(&self, config: &ClientConfig) -> Result<T, ClientError> {
+        config.create_with_context(self.callbacks()).map_err(|error| ClientError::of_settings(&error))
+    }
+
+    /// A reader of committed records.
+    ///
+    /// # Errors
+    /// [`ClientError::Settings`]
+    pub fn reader(&self) -> Result<TopicReader, ClientError> {
+        self.create(&self.reader_config("read_committed"))
     }
 
     /// The settings of a [`TopicReader`]. It asks leaders alone: what a follower takes for the end of a partition can be behind what
@@ -98,9 +141,26 @@ impl Clients {
         config
     }
 
-    /// The id of the cluster, as soon as a broker tells it; `None` if none does within `timeout`. Blocks.
-    pub fn cluster_id(&self, timeout: Duration) -> Option<String> {
-        let client: BaseProducer = self.config(ClientKind::Admin).create().ok()?;
-        client.client().fetch_cluster_id(timeout)
+    /// Whether clients can be made of the settings: files are there, and settings go together. Connects to nothing.
+    ///
+    /// # Errors
+    /// [`ClientError::Settings`]
+    pub fn check(&self) -> Result<(), ClientError> {
+        for (kind, settings) in [
+            (ClientKind::Producer, &self.producer),
+            (ClientKind::Consumer, &self.consumer),
+            (ClientKind::Admin, &self.admin),
+        ] {
+            certificates::check_files(settings)?;
+            let mut config = self.config(kind);
+            config.remove("bootstrap.servers");
+            match kind {
+                ClientKind::Consumer => {
+                    drop(self.create::<TopicReader>(config.set("group.id", "wecom-connector-check"))?)
+                }
+                ClientKind::Producer | ClientKind::Admin => drop(self.create::<BaseProducer<Callbacks>>(&config)?),
+            }
+        }
+        Ok(())
     }
 }

@@ -8,13 +8,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot};
 
-use super::client::{ClientKind, Clients};
+use super::client::{Callbacks, ClientKind, Clients};
 use super::committer::GroupOffsets;
 
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
@@ -121,7 +122,8 @@ impl GroupConsumer {
         let refused = |error: KafkaError| {
             GroupError::Configuration(format!("the Kafka consumer's settings are refused: {error}"))
         };
-        let consumer: StreamConsumer<Changes> = config.create_with_context(Changes::default()).map_err(refused)?;
+        let changes = Changes { callbacks: clients.callbacks(), seen: Mutex::default() };
+        let consumer: StreamConsumer<Changes> = config.create_with_context(changes).map_err(refused)?;
         consumer.subscribe(topics).map_err(refused)?;
         let consumer = Arc::new(consumer);
         let keeper = Keeper::start(consumer.clone(), member)
@@ -268,16 +270,26 @@ fn group_error(error: &KafkaError) -> GroupError {
 }
 
 /// Remembers rebalances; librdkafka tells of them inside a poll.
-#[derive(Default)]
-struct Changes(Mutex<Vec<Change>>);
+struct Changes {
+    callbacks: Callbacks,
+    seen: Mutex<Vec<Change>>,
+}
 
 impl Changes {
     fn take(&self) -> Vec<Change> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl ClientContext for Changes {}
+impl ClientContext for Changes {
+    fn log(&self, level: RDKafkaLogLevel, kind: &str, line: &str) {
+        self.callbacks.log(level, kind, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.callbacks.error(error, reason);
+    }
+}
 
 impl ConsumerContext for Changes {
     fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
@@ -294,6 +306,6 @@ impl ConsumerContext for Changes {
             }
         };
         tracing::info!(?change, "the group was rebalanced");
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(change);
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(change);
     }
 }

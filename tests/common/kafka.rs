@@ -50,6 +50,29 @@ impl Kafka {
         Kafka::start_with("", true)
     }
 
+    /// As [`Kafka::start_secured`], with an authorizer: [`SASL_USER`] may do what [`Kafka::allow`] says, and who comes without a
+    /// name may do everything.
+    pub fn start_authorized() -> Kafka {
+        let authorizer = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+                          super.users=User:ANONYMOUS";
+        Kafka::start_with(authorizer, true)
+    }
+
+    /// Lets [`SASL_USER`] do these things with topics, as `&["Read", "Describe"]`.
+    pub fn allow(&self, operations: &[&str], topics: &[&str]) {
+        let principal = format!("User:{SASL_USER}");
+        let mut arguments = vec!["--add", "--allow-principal", &principal];
+        arguments.extend(operations.iter().flat_map(|operation| ["--operation", operation]));
+        arguments.extend(topics.iter().flat_map(|topic| ["--topic", topic]));
+        self.tool("org.apache.kafka.tools.AclCommand", &arguments);
+    }
+
+    /// The names of all topics.
+    pub fn topics(&self) -> Vec<String> {
+        let metadata = self.admin().inner().fetch_metadata(None, PATIENCE).expect("an answer");
+        metadata.topics().iter().map(|topic| topic.name().to_owned()).collect()
+    }
+
     /// The broker that the tests of one binary share. Tests keep apart by [`super::unique`] names.
     pub fn shared() -> &'static Kafka {
         static SHARED: OnceLock<Kafka> = OnceLock::new();
