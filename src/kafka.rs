@@ -9,6 +9,7 @@ pub mod committer;
 pub mod complaints;
 pub mod group;
 pub mod lookup;
+mod oauth;
 pub mod offsets;
 pub mod protocol;
 pub mod reader;

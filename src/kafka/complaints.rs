@@ -19,12 +19,12 @@ pub struct Complaint {
 }
 
 impl Complaints {
-    /// Takes note of an error that librdkafka tells of.
-    pub(super) fn hear(&self, error: &KafkaError, reason: &str) {
+    /// Takes note of an error that librdkafka tells of. `passes`: what it calls a refusal is none.
+    pub(super) fn hear(&self, error: &KafkaError, reason: &str, passes: bool) {
         let code = error.rdkafka_error_code();
         tracing::debug!(%error, reason, "the Kafka client complains");
         let is_refusal = match code {
-            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) => true,
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) => !passes,
             // That of each broker says more.
             Some(RDKafkaErrorCode::AllBrokersDown) | None => return,
             Some(_) => false,

@@ -1,5 +1,6 @@
 //! A consumer in a group. Its offsets are committed by a transactional producer, with the records that come of what it read.
 
+use std::error::Error;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -282,6 +283,12 @@ impl Changes {
 }
 
 impl ClientContext for Changes {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = Callbacks::ENABLE_REFRESH_OAUTH_TOKEN;
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.callbacks.generate_oauth_token(config)
+    }
+
     fn log(&self, level: RDKafkaLogLevel, kind: &str, line: &str) {
         self.callbacks.log(level, kind, line);
     }

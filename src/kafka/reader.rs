@@ -147,7 +147,7 @@ fn consumer(clients: &Clients) -> Result<TopicReader, ClientError> {
     if config.get("queued.max.messages.kbytes").is_none() {
         config.set("queued.max.messages.kbytes", "8192");
     }
-    clients.create(&config)
+    clients.reader_of(&config)
 }
 
 fn unavailable(topic: &str, reason: impl ToString) -> ReadError {

@@ -86,7 +86,7 @@ pub fn scan(
     let Some(FoundTopic { partitions, .. }) = lookup::look_up(clients, &committed, &[topic])?.remove(0) else {
         return Err(ScanError::Missing { topic: topic.into() });
     };
-    let uncommitted: TopicReader = clients.create(&clients.reader_config("read_uncommitted"))?;
+    let uncommitted = clients.reader_of(&clients.reader_config("read_uncommitted"))?;
 
     // Every partition that holds anything, once all transactions below its high watermark are settled. Only then is the end
     // that the consumer reports (the last stable offset) at or above that mark.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::client::{Callbacks, ClientKind, Clients};
+use super::client::{Callbacks, Clients};
 use super::client_error::ClientError;
 use super::lookup;
 use super::rights::{self, Right};
@@ -73,8 +73,8 @@ pub async fn prepare(
     wanted: &[WantedTopic],
     create_missing: bool,
 ) -> Result<BTreeMap<String, usize>, TopicError> {
-    let admin = admin(clients)?;
     let (mut existing, missing) = look(clients, wanted).await?;
+    let admin = clients.admin()?;
     let mut bytes_max = check_existing(&admin, &existing).await?;
     if !missing.is_empty() {
         agree(&admin, &missing, create_missing).await?;
@@ -100,8 +100,8 @@ pub async fn check<'a>(
     wanted: &'a [WantedTopic],
     create_missing: bool,
 ) -> Result<Vec<&'a str>, TopicError> {
-    let admin = admin(clients)?;
     let (existing, missing) = look(clients, wanted).await?;
+    let admin = clients.admin()?;
     check_existing(&admin, &existing).await?;
     let (asked, topics) = (clients.clone(), existing.iter().map(|(topic, _)| (*topic).clone()).collect::<Vec<_>>());
     let check_rights = move || check_rights(&asked, &topics);
@@ -111,10 +111,6 @@ pub async fn check<'a>(
 }
 
 type Admin = AdminClient<Callbacks>;
-
-fn admin(clients: &Clients) -> Result<Admin, ClientError> {
-    clients.create(&clients.config(ClientKind::Admin))
-}
 
 fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier};
+use rdkafka::admin::{AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier};
 use rdkafka::consumer::Consumer;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -14,7 +14,7 @@ use super::CannotLook;
 use super::findings::Place;
 use crate::kafka::client::{Callbacks, TopicReader};
 use crate::kafka::complaints::Complaints;
-use crate::kafka::{ClientError, ClientKind, Clients, lookup};
+use crate::kafka::{ClientError, Clients, lookup};
 
 /// librdkafka wants a name; nothing joins or commits.
 const GROUP_ID: &str = "wecom-connector-verify";
@@ -117,8 +117,7 @@ impl Kafka {
     /// Those of these topics in which Kafka deletes a record once there is a newer one with its key. A topic whose settings may
     /// not be read is none.
     pub fn compacted<'a>(&self, topics: &[&'a str]) -> Result<Vec<&'a str>, CannotLook> {
-        let admin = self.clients.create::<AdminClient<Callbacks>>(&self.clients.config(ClientKind::Admin));
-        let admin = admin.map_err(|error| CannotLook(error.to_string()))?;
+        let admin = self.clients.admin().map_err(|error| CannotLook(error.to_string()))?;
         let wanted: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         let options = AdminOptions::new().request_timeout(Some(CALL_TIMEOUT));
         let described = futures::executor::block_on(admin.describe_configs(&wanted, &options)).unwrap_or_default();
@@ -275,5 +274,5 @@ fn consumer(
         .set("fetch.queue.backoff.ms", "5")
         // Partitions that are read to their end must not hold up the others: a broker answers one question at a time.
         .set("fetch.wait.max.ms", "10");
-    clients.create(&config).map(Arc::new).map_err(|error| CannotLook(error.to_string()))
+    clients.reader_of(&config).map(Arc::new).map_err(|error| CannotLook(error.to_string()))
 }

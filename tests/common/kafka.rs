@@ -26,7 +26,8 @@ pub struct Kafka {
     secured: Option<Secured>,
 }
 
-/// Addresses of the listeners that ask who is there. PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 are on for the SASL ones.
+/// Addresses of the listeners that ask who is there. PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 and
+/// OAUTHBEARER, with tokens that nobody has signed, are on for the SASL ones.
 #[derive(Debug)]
 pub struct Secured {
     pub ssl: String,
@@ -203,7 +204,7 @@ impl Secured {
     pub(super) fn server_properties(&self) -> String {
         let mut lines = format!(
             "ssl.keystore.type=PEM\nssl.keystore.location={}\n\
-             sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n",
+             sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER\n",
             self.broker.display()
         );
         for listener in ["sasl_plaintext", "sasl_ssl"] {
@@ -213,7 +214,9 @@ impl Secured {
                 "listener.name.{listener}.plain.sasl.jaas.config={module}.plain.PlainLoginModule required \
                  user_{SASL_USER}=\"{SASL_PASSWORD}\";\n\
                  listener.name.{listener}.scram-sha-256.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
-                 listener.name.{listener}.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n"
+                 listener.name.{listener}.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
+                 listener.name.{listener}.oauthbearer.sasl.jaas.config={module}.oauthbearer.OAuthBearerLoginModule required \
+                 unsecuredLoginStringClaim_sub=\"broker\";\n"
             )
             .expect("write to a string");
         }
