@@ -1,13 +1,20 @@
 //! Kafka: the transactional producer, source offsets, topics, reading topics to their end, and how clients are configured.
 
 pub mod backlog;
+mod certificates;
 pub mod client;
+pub mod client_error;
+pub mod client_log;
 pub mod committer;
+pub mod complaints;
 pub mod group;
+pub mod lookup;
+mod oauth;
 pub mod offsets;
 pub mod protocol;
 pub mod reader;
 pub mod replayed;
+pub mod rights;
 pub mod scan;
 pub mod source_writer;
 pub mod tenure;
@@ -15,6 +22,7 @@ pub mod topics;
 mod transaction;
 
 pub use client::{ClientKind, Clients};
+pub use client_error::ClientError;
 pub use committer::{Batch, BatchBytes, Committer, GroupOffsets, OutgoingRecord};
 pub use protocol::CommitError;
 pub use tenure::Tenure;

@@ -17,7 +17,9 @@ pub mod pull;
 pub mod replay;
 pub mod supervisor;
 pub mod topics;
+mod waiting;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use secrecy::ExposeSecret;
@@ -28,9 +30,9 @@ use crate::clock::Clock;
 use crate::config::{ConnectorConfig, EgressMode, WorkerConfig};
 use crate::egress::{self, Guard};
 use crate::kafka::offsets::{self, OffsetError, OffsetPlace};
-use crate::kafka::{Clients, CommitError, Tenure, tenure};
+use crate::kafka::{ClientError, Clients, CommitError, Tenure, tenure};
 use crate::metrics::{ConnectorMetrics, Metrics};
-use crate::sdk::{Account, SdkClient};
+use crate::sdk::{self, Account, SdkClient};
 use crate::storage::Store;
 
 /// What all tasks of a connector share.
@@ -116,9 +118,16 @@ impl From<CommitError> for TaskError {
     }
 }
 
+impl From<ClientError> for TaskError {
+    fn from(error: ClientError) -> Self {
+        if error.is_transient() { Self::Transient(error.to_string()) } else { Self::Configuration(error.to_string()) }
+    }
+}
+
 impl From<OffsetError> for TaskError {
     fn from(error: OffsetError) -> Self {
         match error {
+            OffsetError::Client(error) => error.into(),
             OffsetError::Malformed { .. } => Self::Configuration(error.to_string()),
             OffsetError::Unavailable { .. } => Self::Transient(error.to_string()),
         }
@@ -139,6 +148,11 @@ impl ConnectorContext {
     ) -> anyhow::Result<Self> {
         let metrics = metrics.connector(&config.name, &config.corp_id);
         let clients = Clients::of(&worker, &config);
+        clients.check()?;
+        if let Some((library, reason)) = unusable_library(&config) {
+            let library = library.display();
+            anyhow::bail!("{library}: {reason}; set wecom.sdk.library to the vendor's library for this machine");
+        }
         let mut random = [0; 8];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
         let instance = format!("{:016x}", u64::from_ne_bytes(random));
@@ -155,6 +169,26 @@ impl ConnectorContext {
             clock,
         })
     }
+}
+
+/// The library that the file names, where it cannot be loaded on this machine, and why; as far as can be told without loading it.
+pub fn unusable_library(config: &ConnectorConfig) -> Option<(&Path, String)> {
+    let library = config.sdk_library.as_deref()?;
+    let reason = match library.metadata() {
+        Ok(metadata) if metadata.is_dir() => Some("it is a directory".into()),
+        Ok(_) => sdk::misfit(library),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some("there is no such file".into()),
+        Err(error) => Some(error.to_string()),
+    };
+    Some((library, reason?))
+}
+
+/// Whether Kafka clients can be made of the settings. Connects to nothing.
+///
+/// # Errors
+/// A sentence that says what to change.
+pub fn check_clients(worker: &WorkerConfig, config: &ConnectorConfig) -> Result<(), ClientError> {
+    Clients::of(worker, config).check()
 }
 
 /// The library with a connector's account and way out. Its host starts with the first call.

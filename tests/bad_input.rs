@@ -6,16 +6,20 @@ mod harness;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rsa::pkcs8::{EncodePrivateKey, LineEnding};
 use serde_json::{Value, json};
 use wecom_connector::sdk::ffi::FUNCTION_NAMES;
 
-use harness::{Corp, Kafka, PATIENCE, SECRET, Worker, WorkerFiles, simulator_library, unique, wait_until};
+use harness::{
+    Corp, Kafka, PATIENCE, SASL_PASSWORD, SASL_USER, SECRET, Secured, Worker, WorkerFiles, simulator_library, unique,
+    wait_until,
+};
 
 /// The exit codes of the README.
 const USAGE: i32 = 64;
@@ -34,8 +38,8 @@ fn what_ends_the_program_says_why() {
     let place = |name: &str, contents: &str| text(keys.write(name, "key_1.pem", contents).parent().expect("a folder"));
     let missing = text(&folder.path().join("nowhere"));
 
-    // What is wrong: keys of the worker's file (`listeners`) or the connector's; how it ends, and what it says.
-    let rows: [(&[(&str, &str)], i32, &[&str]); 9] = [
+    // What is wrong: keys of the worker's file or the connector's; how it ends, and what it says.
+    let rows: [(&[(&str, &str)], i32, &[&str]); 14] = [
         (&[("listeners", &taken)], UNAVAILABLE, &["`listeners`", "Another process has this port"]),
         (&[("poll.interval.ms", "soon")], USAGE, &["poll.interval.ms", "\"soon\""]),
         (&[("wecom.secret", "${file:/nonexistent:key}")], USAGE, &["wecom.secret", "/nonexistent"]),
@@ -45,6 +49,23 @@ fn what_ends_the_program_says_why() {
         (&[("storage.type", "tape")], USAGE, &["storage.type", "tape"]),
         (&[("wecom.private.keys.dir", &missing)], USAGE, &[&missing, "cannot be read", "check the path"]),
         (&[("wecom.private.keys.dir", &file)], USAGE, &[&file, "cannot be read"]),
+        (&[("wecom.sdk.library", &file)], USAGE, &[&file, "no ELF file", "set wecom.sdk.library"]),
+        (
+            &[("bootstrap.servers", "kafka://h:9092")],
+            USAGE,
+            &["kafka:// is no protocol of Kafka", "write h:9092 alone"],
+        ),
+        (
+            &[("security.protocol", "SSL"), ("ssl.ca.location", &missing)],
+            USAGE,
+            &["settings of the Kafka clients are refused", "ssl.ca.location", &missing, "No such file"],
+        ),
+        (
+            &[("security.protocol", "SASL_SSL"), ("sasl.mechanism", "PLAIN")],
+            USAGE,
+            &["settings of the Kafka clients are refused", "sasl.username"],
+        ),
+        (&[("sasl.mechanism", "AWS_MSK_IAM")], USAGE, &["AWS's Java library alone", "SCRAM-SHA-512"]),
     ];
     for (wrong, code, words) in rows {
         ends(&corp, wrong, code, words);
@@ -127,10 +148,20 @@ fn what_is_wrong_of_a_connector_stands_in_its_status() {
     type Row<'a> = (&'a str, Vec<(&'a str, &'a str)>, Part, Vec<&'a str>);
     let rows: Vec<Row<'_>> = vec![
         ("keys-later", vec![("wecom.private.keys.dir", &nothing)], CONNECTOR, vec![&nothing, "has no private key"]),
-        ("library-missing", vec![(library, &missing)], TASK, vec![&missing, "No such file", "set wecom.sdk.library"]),
-        ("library-text", vec![(library, &no_library)], TASK, vec![&no_library, "no ELF file", "set wecom.sdk.library"]),
-        ("library-folder", vec![(library, &storage)], TASK, vec![&storage, "directory", "set wecom.sdk.library"]),
-        ("library-foreign", vec![(library, &foreign)], TASK, vec![&foreign, &for_cpu, "set wecom.sdk.library"]),
+        (
+            "library-missing",
+            vec![(library, &missing)],
+            CONNECTOR,
+            vec![&missing, "there is no such file", "set wecom.sdk.library"],
+        ),
+        (
+            "library-text",
+            vec![(library, &no_library)],
+            CONNECTOR,
+            vec![&no_library, "no ELF file", "set wecom.sdk.library"],
+        ),
+        ("library-folder", vec![(library, &storage)], CONNECTOR, vec![&storage, "directory", "set wecom.sdk.library"]),
+        ("library-foreign", vec![(library, &foreign)], CONNECTOR, vec![&foreign, &for_cpu, "set wecom.sdk.library"]),
         (
             "library-lacking",
             vec![(library, &lacking)],
@@ -143,6 +174,12 @@ fn what_is_wrong_of_a_connector_stands_in_its_status() {
             vec![("topic.creation.default.replication.factor", "3")],
             TASK,
             vec!["topic topic-replicas-", "cannot be made", "replication factor"],
+        ),
+        (
+            "topic-compacted",
+            vec![],
+            TASK,
+            vec!["topic topic-compacted-messages-dead-letters", "cleanup.policy=compact", "set cleanup.policy=delete"],
         ),
         (
             "storage-refuses",
@@ -162,6 +199,7 @@ fn what_is_wrong_of_a_connector_stands_in_its_status() {
     files = corp.connect(files, "well", &[]);
     let offsets = files.get("offset.storage.topic").to_owned();
     kafka.create_topic_with(&offsets, 1, &[("cleanup.policy", "compact")]);
+    kafka.create_topic_with("topic-compacted-messages-dead-letters", 1, &[("cleanup.policy", "compact")]);
     publish(kafka, &offsets, &json!(["offset-malformed", {"corp_id": corp.id}]).to_string(), "{\"seq\":\"7\"}");
 
     // What can be seen without a start, `validate` says as well.
@@ -172,12 +210,17 @@ fn what_is_wrong_of_a_connector_stands_in_its_status() {
     let mut worker = files.start();
     for (name, _, part, words) in &rows {
         wait_told(&mut worker, name, *part, "FAILED", words);
-        if *part == CONNECTOR {
+        if *name == "keys-later" {
             // Its tasks count as down. A key that comes later, as a mounted one may, is found by the next attempt, below.
             let failed = [("connector", *name), ("state", "FAILED")];
             assert_eq!(worker.metric("wecom_connector_task_state", &failed), Some(2.0));
             std::fs::copy(corp.keys().join("1.pem"), at("keys that come later").join("1.pem")).expect("the key");
         }
+    }
+    // Nothing is made before all is looked at that can be.
+    let made = kafka.topics();
+    for name in ["library-", "topic-compacted-messages-media", "topic-replicas-"] {
+        assert!(!made.iter().any(|topic| topic.starts_with(name)), "{name} in {made:?}");
     }
     // The others are not held up, and the worker says that not all is well.
     worker.wait_metric("wecom_connector_last_committed_seq", &[("connector", "well")], 20.0);
@@ -221,7 +264,9 @@ fn a_broker_that_is_not_there_is_waited_for() {
     kafka.brokers()[0].stop();
     let bootstrap = kafka.bootstrap().to_owned();
     let mut worker = corp.connect(WorkerFiles::new(&kafka), "archive", &[]).start();
-    let words = ["Kafka cannot be reached at", bootstrap.as_str(), "bootstrap.servers"];
+    let words = ["Waiting for Kafka: ", bootstrap.as_str(), "Connection refused"];
+    wait_told(&mut worker, "archive", TASK, "UNASSIGNED", &words);
+    let words = ["Kafka cannot be reached at", bootstrap.as_str(), "Connection refused", "bootstrap.servers"];
     wait_told(&mut worker, "archive", TASK, "FAILED", &words);
     // What failed stays told while it is tried again, with since when.
     let restarting = [&words[..], &["The last failure: ", " since 20"]].concat();
@@ -234,6 +279,122 @@ fn a_broker_that_is_not_there_is_waited_for() {
     worker.wait_metric("wecom_connector_last_committed_seq", &[], 20.0);
     assert_eq!(worker.terminate().code(), Some(0));
     assert_harmless(&worker.log());
+}
+
+#[test]
+fn what_is_wrong_on_the_way_to_kafka_is_said_by_all() {
+    let mut kafka = Kafka::start_authorized();
+    let corp = Corp::new("messages = 5", "");
+    std::fs::create_dir_all(corp.storage()).expect("a folder");
+    let nobody = format!("127.0.0.1:{}", harness::free_port());
+    let controller = kafka.brokers()[0].controller().to_owned();
+    let folder = tempfile::tempdir().expect("a folder");
+    let foreign = folder.path().join("foreign.pem");
+    let certificate = rcgen::generate_simple_self_signed(["elsewhere".to_owned()]).expect("a certificate");
+    let pem = BASE64_STANDARD.encode(certificate.cert.der());
+    std::fs::write(&foreign, format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n"))
+        .expect("a file");
+    let foreign = text(&foreign);
+    let secured = kafka.secured();
+    let no_rights = login(secured, SASL_PASSWORD);
+    let wrong_password = login(secured, "wrong");
+    // How the worker's file goes on, how a command ends, and what it says as well as the status.
+    type Row<'a> = (Vec<(&'a str, &'a str)>, i32, &'a [&'a str]);
+    let rows: [Row<'_>; 6] = [
+        (
+            vec![("bootstrap.servers", &nobody)],
+            UNAVAILABLE,
+            &["Kafka cannot be reached at", &nobody, "Connection refused", "check bootstrap.servers"],
+        ),
+        (vec![("bootstrap.servers", &controller)], USAGE, &[&controller, "is the port of a KRaft controller"]),
+        (wrong_password, USAGE, &["does not let this worker in", "Authentication failed", "check security.protocol"]),
+        (
+            vec![("bootstrap.servers", &secured.ssl), ("security.protocol", "SSL")],
+            USAGE,
+            &["does not let this worker in", "of no CA that this system knows; set ssl.ca.location"],
+        ),
+        (
+            vec![("bootstrap.servers", &secured.ssl), ("security.protocol", "SSL"), ("ssl.ca.location", &foreign)],
+            USAGE,
+            &["does not let this worker in", "of no CA in ssl.ca.location", &foreign],
+        ),
+        (no_rights, USAGE, &["Kafka refuses access to topic ", "the principal needs Describe on it"]),
+    ];
+    let commands: [(&[&str], &[&str]); 5] = [
+        (&["validate"], &["--connect"]),
+        (&["offsets", "get"], &[]),
+        (&["offsets", "rewind"], &["--by", "1", "--dry-run"]),
+        (&["dlq", "list"], &[]),
+        (&["verify"], &[]),
+    ];
+    for (settings, code, words) in &rows {
+        let files = corp.connect(WorkerFiles::new(&kafka), "archive", &[("media.enable", "false")]);
+        let files = settings.iter().fold(files, |files, (key, value)| files.set(key, value));
+        // Made first: each writes the files anew.
+        let made: Vec<_> =
+            commands.iter().map(|(command, options)| files.command(command, "archive", options)).collect();
+        let mut worker = files.start();
+        let running = made.into_iter().map(|mut command| {
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the connector's binary")
+        });
+        let running: Vec<_> = running.collect();
+        for (child, (command, _)) in running.into_iter().zip(&commands) {
+            let output = child.wait_with_output().expect("its end");
+            let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+            // `verify` has codes of its own.
+            let code = if command[0] == "verify" { UNAVAILABLE } else { *code };
+            assert_eq!(output.status.code(), Some(code), "{settings:?} {command:?}: {said}");
+            assert_said(&said, words);
+        }
+        wait_told(&mut worker, "archive", TASK, "FAILED", words);
+        worker.kill();
+        let log = worker.log();
+        assert!(log.lines().count() < 100, "{} lines of {settings:?}", log.lines().count());
+        assert_harmless(&log);
+    }
+
+    // Rights that are missing one at a time. The commands find no fault before they come to the topic.
+    let messages = unique("messages");
+    let more = [("media.enable", "false"), ("topic", messages.as_str())];
+    let files = corp.connect(WorkerFiles::new(&kafka), "archive", &more);
+    let (group, offsets) = (files.get("group.id").to_owned(), files.get("offset.storage.topic").to_owned());
+    let mut worker = files.start();
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 5.0);
+    assert_eq!(worker.terminate().code(), Some(0));
+    let files = corp.connect(WorkerFiles::new(&kafka), "archive", &more);
+    let files = login(secured, SASL_PASSWORD).iter().fold(files, |files, (key, value)| files.set(key, value));
+    let files = files.set("group.id", &group).set("offset.storage.topic", &offsets);
+    let others =
+        ["-media-requests", "-media-retries", "-media", "-dead-letters"].map(|suffix| messages.clone() + suffix);
+    let others: Vec<&str> = others.iter().map(String::as_str).chain([offsets.as_str()]).collect();
+    kafka.allow(&["Read", "Write", "Describe", "DescribeConfigs"], &others);
+    kafka.allow(&["Describe", "DescribeConfigs"], &[&messages]);
+    let denied = format!("Kafka refuses access to topic {messages}");
+    let rewind = files.command(&["offsets", "rewind"], "archive", &["--by", "1", "--dry-run"]);
+    for (mut command, right) in [(rewind, "Read"), (files.command(&["validate"], "archive", &["--connect"]), "Write")] {
+        says(&mut command, USAGE, &[&denied, &format!("the principal needs {right} on it")]);
+    }
+    kafka.allow(&["Write"], &[&messages]);
+    let validate = || files.command(&["validate"], "archive", &["--connect"]);
+    says(&mut validate(), 0, &["Kafka lets the connector in, and its topics are right"]);
+
+    // It makes nothing.
+    let new = unique("new");
+    let files = corp.connect(WorkerFiles::new(&kafka), "archive", &[("topic", new.as_str())]);
+    let mut validate = files.command(&["validate"], "archive", &["--connect"]);
+    says(&mut validate, 0, &["a start would make the topics", &new, &format!("{new}-dead-letters")]);
+    assert!(!kafka.topics().iter().any(|topic| topic.starts_with(&new)));
+}
+
+/// What lets the tests' user in.
+fn login<'a>(secured: &'a Secured, password: &'a str) -> Vec<(&'a str, &'a str)> {
+    vec![
+        ("bootstrap.servers", &secured.sasl_plaintext),
+        ("security.protocol", "SASL_PLAINTEXT"),
+        ("sasl.mechanism", "PLAIN"),
+        ("sasl.username", SASL_USER),
+        ("sasl.password", password),
+    ]
 }
 
 /// Whose status: the connector's own, or that of a task.
@@ -264,9 +425,10 @@ fn wait_told(worker: &mut Worker, connector: &str, part: Part, state: &str, word
     });
 }
 
-/// Starts a worker with these keys in its file (`listeners`) or its connector's, waits for its end, and gives what it said.
+/// Starts a worker with these keys in its file or its connector's, waits for its end, and gives what it said.
 fn ends(corp: &Corp, wrong: &[(&str, &str)], code: i32, words: &[&str]) -> String {
-    let (of_worker, of_connector): (Vec<_>, Vec<_>) = wrong.iter().partition(|(key, _)| *key == "listeners");
+    let of_worker = ["listeners", "bootstrap.servers", "security.protocol", "ssl.ca.location", "sasl.mechanism"];
+    let (of_worker, of_connector): (Vec<_>, Vec<_>) = wrong.iter().partition(|(key, _)| of_worker.contains(key));
     let files = corp.connect(WorkerFiles::new(Kafka::shared()), "archive", &of_connector);
     let files = of_worker.into_iter().fold(files, |files, (key, value)| files.set(key, value));
     let mut worker = files.start();
@@ -279,7 +441,7 @@ fn ends(corp: &Corp, wrong: &[(&str, &str)], code: i32, words: &[&str]) -> Strin
 
 /// Runs a command to its end.
 fn says(command: &mut Command, code: i32, words: &[&str]) {
-    let output = command.stdin(std::process::Stdio::null()).output().expect("the connector's binary");
+    let output = command.stdin(Stdio::null()).output().expect("the connector's binary");
     let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
     assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
     assert_said(&said, words);

@@ -53,7 +53,13 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rdkafka_sys", &["kafka"]),
 ];
 
-const UNSAFE: &[&str] = &["src/sdk/ffi.rs", "src/kafka/transaction.rs", "simulator/src/abi.rs"];
+const UNSAFE: &[&str] = &[
+    "src/sdk/ffi.rs",
+    "src/kafka/oauth.rs",
+    "src/kafka/rights.rs",
+    "src/kafka/transaction.rs",
+    "simulator/src/abi.rs",
+];
 
 #[test]
 fn arrows_point_one_way() {

@@ -1,12 +1,14 @@
 //! `config` and `validate`: the reference of all keys, and a check of files without a start.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
 use crate::archive::keyring::KeyRing;
-use crate::cli::connect;
+use crate::cli::connect::{self, Trouble};
 use crate::config::{self, ConfigErrors, Problem, Providers};
-use crate::sdk;
+use crate::task;
+use crate::worker::exit::Exit;
 use crate::worker::http;
 
 /// Print the reference of all configuration keys.
@@ -22,7 +24,8 @@ pub struct ReferenceArgs {
 /// Check configuration files and say everything that is wrong, without starting anything.
 ///
 /// Values are read as at a start, references to secrets too, and the private keys are opened. Nothing connects to Kafka, WeCom
-/// or storage; with --connect, WeCom is asked for one record of each archive, and what it says is told.
+/// or storage. With --connect, Kafka is asked for the topics, and WeCom for one record of each archive, and what they say is told;
+/// nothing is made. Exit code 69: only what passes by itself stands in the way.
 #[derive(Debug, clap::Args)]
 pub struct ValidateArgs {
     /// Worker file
@@ -33,7 +36,8 @@ pub struct ValidateArgs {
     #[arg(value_name = "CONNECTOR", required = true)]
     pub connectors: Vec<PathBuf>,
 
-    /// Ask WeCom too, where the files are valid: account, allow list, proxy and certificates
+    /// Ask Kafka and WeCom too, where the files are valid. Kafka: address, login, topics and the rights on them. WeCom: account,
+    /// allow list, proxy and certificates
     #[arg(long)]
     pub connect: bool,
 }
@@ -52,11 +56,11 @@ pub fn print_reference(args: &ReferenceArgs, out: &mut impl Write) -> anyhow::Re
     Ok(())
 }
 
-/// Checks the files and writes what is wrong, one line a problem; true when nothing is.
+/// Checks the files and writes what is wrong, one line a problem.
 ///
 /// # Errors
 /// When `out` cannot be written.
-pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<bool> {
+pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<Exit> {
     let mut errors: Vec<ConfigErrors> = Vec::new();
     let worker = match config::load_worker(&args.worker) {
         Ok((worker, warnings)) => {
@@ -85,10 +89,12 @@ pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<boo
             Err(error) => errors.push(error),
         }
     }
-    if let Some(worker) = worker
-        && let Err(error) = config::check_together(&worker, &connectors)
-    {
-        errors.push(error);
+    if let Some(worker) = &worker {
+        errors.extend(config::check_together(worker, &connectors).err());
+        // Whatever is wrong of the worker's own settings is wrong for each connector, and is said once.
+        let refusals = connectors.iter().filter_map(|connector| task::check_clients(worker, connector).err());
+        let refusals: BTreeSet<String> = refusals.map(|error| error.to_string()).collect();
+        errors.extend(refusals.into_iter().map(|refusal| ConfigErrors::new(vec![Problem::of_file(refusal)])));
     }
     for error in &errors {
         let of_file = error.file.as_ref().map(|file| format!("{}: ", file.display())).unwrap_or_default();
@@ -99,32 +105,39 @@ pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<boo
             writeln!(out, "error: {of_file}{problem}")?;
         }
     }
-    if !errors.is_empty() {
-        return Ok(false);
-    }
+    let Some(worker) = worker.filter(|_| errors.is_empty()) else { return Ok(Exit::Usage) };
     writeln!(out, "{} files are valid", 1 + args.connectors.len())?;
-    if args.connect { connect_all(&args.connectors, &connectors, out) } else { Ok(true) }
+    if args.connect { connect_all(&worker, &args.connectors, &connectors, out) } else { Ok(Exit::Success) }
 }
 
-/// Asks WeCom for each connector; true when it lets all of them in.
+/// Asks everybody for each connector, and says what they answer.
 fn connect_all(
+    worker: &config::WorkerConfig,
     files: &[PathBuf],
     connectors: &[config::ConnectorConfig],
     out: &mut impl Write,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut is_well = true;
+    let mut exit = Exit::Success;
     for (file, connector) in files.iter().zip(connectors) {
         let file = file.display();
-        match runtime.block_on(connect::connect(connector)) {
-            Ok(()) => writeln!(out, "{file}: WeCom lets {} read the archive", connector.corp_id)?,
-            Err(reason) => {
-                is_well = false;
-                writeln!(out, "error: {file}: {reason}")?;
+        for answer in runtime.block_on(connect::all(worker, connector)) {
+            match answer {
+                Ok(said) => writeln!(out, "{file}: {said}")?,
+                Err(Trouble::Passing(reason)) => {
+                    writeln!(out, "error: {file}: {reason}")?;
+                    exit = if exit == Exit::Usage { exit } else { Exit::Unavailable };
+                }
+                Err(Trouble::Lasting(reason)) => {
+                    writeln!(out, "error: {file}: {reason}")?;
+                    exit = Exit::Usage;
+                }
             }
         }
     }
-    Ok(is_well)
+    // A call of Kafka's client that is not answered must not hold up the end.
+    runtime.shutdown_background();
+    Ok(exit)
 }
 
 /// The files that the worker's listener names.
@@ -138,11 +151,9 @@ fn check_listener(worker: &config::WorkerConfig) -> anyhow::Result<Option<Config
 /// The files a connector names: are they there, and of use?
 fn check_files(connector: &config::ConnectorConfig) -> Option<ConfigErrors> {
     let mut problems = Vec::new();
-    if let Some(library) = &connector.sdk_library {
-        let reason = if library.is_file() { sdk::misfit(library) } else { Some("there is no such file".into()) };
-        let problem = |reason| format!("{reason}; give the path of the vendor's library for this machine");
-        let shown = library.to_string_lossy();
-        problems.extend(reason.map(|reason| Problem::shown("wecom.sdk.library", shown, problem(reason))));
+    if let Some((library, reason)) = task::unusable_library(connector) {
+        let problem = format!("{reason}; give the path of the vendor's library for this machine");
+        problems.push(Problem::shown("wecom.sdk.library", library.to_string_lossy(), problem));
     }
     if let Err(faults) = KeyRing::load(&connector.private_keys, connector.private_keys_dir.as_deref()) {
         let key = if connector.private_keys.is_empty() { "wecom.private.keys.dir" } else { "wecom.private.keys" };
@@ -171,18 +182,18 @@ mod tests {
         let run = |connectors: &[&str]| {
             let connectors = connectors.iter().map(|name| path(name)).collect();
             let mut text = Vec::new();
-            let valid =
+            let exit =
                 validate(&ValidateArgs { worker: path("worker"), connectors, connect: false }, &mut text).unwrap();
-            (valid, String::from_utf8(text).unwrap())
+            (exit, String::from_utf8(text).unwrap())
         };
 
-        let (valid, text) = run(&["good"]);
-        assert!(valid, "{text}");
+        let (exit, text) = run(&["good"]);
+        assert_eq!(exit, Exit::Success, "{text}");
         assert!(text.contains("warning: ") && text.contains("did you mean listeners?"), "{text}");
         assert!(text.ends_with("2 files are valid\n"), "{text}");
 
-        let (valid, text) = run(&["good", "bad", "none"]);
-        assert!(!valid);
+        let (exit, text) = run(&["good", "bad", "none"]);
+        assert_eq!(exit, Exit::Usage);
         for part in [
             "bad: wecom.sdk.library = \"/nonexistent.so\": there is no such file",
             "bad: wecom.private.keys.dir: /nonexistent: cannot be read",

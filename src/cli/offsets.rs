@@ -204,6 +204,7 @@ fn failed(stored: &StoredOffset, error: &AlterationError) -> Exit {
         | AlterationError::NotBack { .. }
         | AlterationError::Configuration(_) => Exit::Usage,
         AlterationError::Fenced(_) => Exit::Fenced,
+        _ if error.is_refusal() => Exit::Usage,
         AlterationError::Offset(_)
         | AlterationError::Scan(_)
         | AlterationError::Unknown(_)

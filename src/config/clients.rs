@@ -118,6 +118,16 @@ pub(super) fn check(
     if let Some(reason) = refused(client, name, value, transaction_timeout_ms) {
         return Err(reason);
     }
+    if matches!(name, "sasl.mechanism" | "sasl.mechanisms") && value.eq_ignore_ascii_case("AWS_MSK_IAM") {
+        return Err(
+            "AWS_MSK_IAM is a mechanism of AWS's Java library alone; let the cluster have SASL/SCRAM (SCRAM-SHA-512) or client \
+             certificates beside it, and use these"
+                .to_owned(),
+        );
+    }
+    if let Some(answer) = oauth(name, value) {
+        return answer;
+    }
     if let Some(instead) = java_only(name) {
         return Err(format!("is a setting of Kafka's Java client; {instead}"));
     }
@@ -203,11 +213,48 @@ fn refused(client: Client, name: &str, value: &str, transaction_timeout_ms: Opti
     Some(format!("may not be set: {reason}"))
 }
 
+/// The settings of OAuth tokens, which are fetched here and not by librdkafka; `None` of others.
+fn oauth(name: &str, value: &str) -> Option<Result<(), String>> {
+    let refused = |reason: &str| Some(Err(reason.to_owned()));
+    match name {
+        "sasl.oauthbearer.method" if ["default", "oidc"].contains(&value) => Some(Ok(())),
+        "sasl.oauthbearer.method" => refused("must be oidc or default"),
+        "sasl.oauthbearer.grant.type" if value == "client_credentials" => Some(Ok(())),
+        "sasl.oauthbearer.grant.type" => refused("must be client_credentials, the one grant that is supported"),
+        "sasl.oauthbearer.token.endpoint.url" => {
+            let is_here = ["127.0.0.1", "[::1]", "localhost"].iter().any(|host| {
+                let rest = value.strip_prefix("http://").and_then(|rest| rest.strip_prefix(host));
+                rest.is_some_and(|rest| rest.starts_with([':', '/']))
+            });
+            if value.starts_with("https://") || is_here {
+                return Some(Ok(()));
+            }
+            refused(
+                "must begin with https://, because the client's secret goes there; http:// is for this machine alone",
+            )
+        }
+        // librdkafka knows these only where libcurl is built in.
+        "https.ca.location"
+        | "sasl.oauthbearer.client.id"
+        | "sasl.oauthbearer.client.secret"
+        | "sasl.oauthbearer.scope" => Some(Ok(())),
+        _ if name.starts_with("https.")
+            || ["sasl.oauthbearer.extensions", "sasl.oauthbearer.metadata.authentication.type"].contains(&name)
+            || name.starts_with("sasl.oauthbearer.assertion.") =>
+        {
+            refused("is not supported: tokens are fetched by the client credentials grant alone; remove it")
+        }
+        _ => None,
+    }
+}
+
 /// What to write instead of a setting that only Kafka's Java client has: Connect's worker files have these.
 fn java_only(name: &str) -> Option<&'static str> {
     Some(match name {
         "sasl.jaas.config" => "set sasl.username and sasl.password instead",
-        "sasl.client.callback.handler.class" | "sasl.login.callback.handler.class" => "set sasl.oauthbearer.* instead",
+        "sasl.client.callback.handler.class" | "sasl.login.callback.handler.class" => {
+            "set sasl.oauthbearer.method=oidc and sasl.oauthbearer.* instead"
+        }
         "ssl.truststore.location" | "ssl.truststore.certificates" => "set ssl.ca.location to a PEM file instead",
         "ssl.truststore.password" | "ssl.truststore.type" => "leave it out: ssl.ca.location is a PEM file",
         "ssl.keystore.type" => {
@@ -256,7 +303,24 @@ mod tests {
             (Any, "security.protocol", "sasl_ssl", Ok(())),
             (Any, "security.protocol", "SASL_SSL", Ok(())),
             (Any, "sasl.mechanism", "SCRAM-SHA-512", Ok(())),
+            (Any, "sasl.mechanism", "AWS_MSK_IAM", Err("SCRAM-SHA-512")),
+            (Any, "sasl.mechanisms", "aws_msk_iam", Err("SCRAM-SHA-512")),
             (Any, "sasl.password", "x", Ok(())),
+            (Any, "sasl.oauthbearer.method", "oidc", Ok(())),
+            (Any, "sasl.oauthbearer.method", "OIDC2", Err("oidc or default")),
+            (Any, "sasl.oauthbearer.client.id", "x", Ok(())),
+            (Any, "sasl.oauthbearer.client.secret", "x", Ok(())),
+            (Any, "sasl.oauthbearer.token.endpoint.url", "https://idp.example/token", Ok(())),
+            (Any, "sasl.oauthbearer.token.endpoint.url", "http://127.0.0.1:8080/token", Ok(())),
+            (Any, "sasl.oauthbearer.token.endpoint.url", "http://localhost.example/token", Err("https://")),
+            (Any, "sasl.oauthbearer.token.endpoint.url", "http://idp.example/token", Err("https://")),
+            (Any, "sasl.oauthbearer.extensions", "a=b", Err("not supported")),
+            (
+                Any,
+                "sasl.oauthbearer.grant.type",
+                "urn:ietf:params:oauth:grant-type:jwt-bearer",
+                Err("client_credentials"),
+            ),
             (Any, "sasl.jaas.config", "x", Err("sasl.username")),
             (Any, "ssl.truststore.location", "x", Err("ssl.ca.location")),
         ];

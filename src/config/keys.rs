@@ -60,8 +60,9 @@ pub(super) const WORKER: &[Key] = &[
     Key::new("task.progress.timeout.ms", Kind::DurationMs { min: 1_000, max: DAY }, WORKER_GROUP, "How long a running task may do nothing at all, not even an empty pull, before `/health` calls it stuck.")
         .or("300000").low(),
     family("security.*", "Setting of librdkafka for every client: `security.protocol` is `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`."),
-    family("sasl.*", "Setting of librdkafka for every client: `sasl.mechanism` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`, `OAUTHBEARER`), `sasl.username`, `sasl.password` and the like."),
-    family("ssl.*", "Setting of librdkafka for every client: `ssl.ca.location`, `ssl.certificate.location`, `ssl.key.location`, `ssl.key.password` and the like."),
+    family("sasl.*", "Setting of librdkafka for every client: `sasl.mechanism` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`, `OAUTHBEARER`), `sasl.username`, `sasl.password` and the like. With `OAUTHBEARER`, tokens come by the client credentials grant: `sasl.oauthbearer.method=oidc`, `sasl.oauthbearer.token.endpoint.url`, `sasl.oauthbearer.client.id`, `sasl.oauthbearer.client.secret`, `sasl.oauthbearer.scope`."),
+    family("https.*", "`https.ca.location`: file with the CA of the OAuth token end point, in PEM (default: the system's roots)."),
+    family("ssl.*", "Setting of librdkafka for every client: `ssl.ca.location` (default: the system's roots), `ssl.certificate.location`, `ssl.key.location`, `ssl.key.password` and the like."),
     family("enable.ssl.*", "Setting of librdkafka for every client: `enable.ssl.certificate.verification`, which stays on in production."),
     family("client.*", "Setting of librdkafka for every client: `client.id`, `client.rack`, `client.dns.lookup`."),
     family("socket.*", "Setting of librdkafka for every client."),

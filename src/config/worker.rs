@@ -100,17 +100,47 @@ fn client_settings(settings: &[(String, String)]) -> ClientSettings {
     }
 }
 
+/// Positions are counted from 1, in characters.
 pub(super) fn check_bootstrap_servers(text: &str) -> Result<(), String> {
+    for (index, character) in text.chars().enumerate() {
+        let instead = match character {
+            ';' | '；' | '，' | '、' | '|' => "a comma (,) between brokers",
+            '：' => "a colon (:) before the port",
+            '．' | '。' => "a dot (.)",
+            _ => continue,
+        };
+        return Err(format!("has {character:?} at character {}; write {instead}", index + 1));
+    }
     let servers = items(text);
     for (index, server) in servers.iter().enumerate() {
-        // `PLAINTEXT://host:port` is what a broker's own configuration says, and librdkafka takes it.
-        let address = server.split_once("://").map_or(*server, |(_, address)| address);
-        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
-        if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
-            return Err(format!("must be host:port, separated by commas; correct item {}", index + 1));
-        }
+        check_server(server).map_err(|problem| format!("{problem}; correct item {}", index + 1))?;
     }
     if servers.is_empty() { Err("must name at least one broker as host:port".to_owned()) } else { Ok(()) }
+}
+
+fn check_server(server: &str) -> Result<(), String> {
+    // `PLAINTEXT://host:port` is what a broker's own configuration says, and librdkafka takes it.
+    const PROTOCOLS: [&str; 4] = ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"];
+    let address = match server.split_once("://") {
+        Some((protocol, address)) if PROTOCOLS.iter().any(|known| known.eq_ignore_ascii_case(protocol)) => address,
+        Some((protocol, address)) => {
+            return Err(format!("{protocol}:// is no protocol of Kafka; write {address} alone"));
+        }
+        None => server,
+    };
+    let shape = "must be host:port, separated by commas";
+    let (host, port) = address.rsplit_once(':').ok_or(shape)?;
+    let is_ipv6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some();
+    let strange = host.chars().position(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')));
+    if let Some(position) = strange.filter(|_| !is_ipv6) {
+        let character = host.chars().nth(position).unwrap_or_default();
+        return Err(format!(
+            "{shape}, an IPv6 address in []; {character:?} is in the host, at its character {}",
+            position + 1
+        ));
+    }
+    let is_port = port.parse::<u16>().is_ok_and(|port| port > 0);
+    if host.is_empty() || !is_port { Err(shape.to_owned()) } else { Ok(()) }
 }
 
 pub(super) fn check_log_level(text: &str) -> Result<(), String> {
@@ -143,6 +173,40 @@ mod tests {
         assert_eq!(config.listener.unwrap().address, "127.0.0.1:8083".parse().unwrap());
         assert_eq!(config.log_format, LogFormat::Text);
         assert_eq!(warnings, []);
+    }
+
+    #[test]
+    fn brokers_are_named_as_kafka_names_them() {
+        let rows = [
+            ("a:9092", Ok(())),
+            ("a:9092, b-1.example_x:9093 ,10.0.0.1:1", Ok(())),
+            ("PLAINTEXT://a:9092,sasl_ssl://b:1", Ok(())),
+            ("[::1]:9092", Ok(())),
+            (",", Err("at least one broker")),
+            ("kafka://h:9092", Err("kafka:// is no protocol of Kafka; write h:9092 alone; correct item 1")),
+            ("https://h:9092", Err("https:// is no protocol")),
+            ("a:1;b:2", Err("has ';' at character 4; write a comma")),
+            ("a:1，b:2", Err("has '，' at character 4; write a comma")),
+            ("a:1、b:2", Err("at character 4; write a comma")),
+            ("a：9092", Err("has '：' at character 2; write a colon")),
+            ("a。b:9092", Err("at character 2; write a dot")),
+            ("a:1 b:2", Err("correct item 1")),
+            ("a:1,u@b:2", Err("'@' is in the host, at its character 2; correct item 2")),
+            ("a:1,b\u{200b}:2", Err("'\\u{200b}' is in the host, at its character 2; correct item 2")),
+            ("::1:9092", Err("an IPv6 address in []")),
+            ("a", Err("must be host:port")),
+            ("a:0", Err("must be host:port")),
+            ("a:99999", Err("must be host:port")),
+            ("a:9092/", Err("must be host:port")),
+            (":9092", Err("must be host:port")),
+        ];
+        for (text, expected) in rows {
+            let answer = check_bootstrap_servers(text);
+            match expected {
+                Ok(()) => assert_eq!(answer, Ok(()), "{text}"),
+                Err(part) => assert!(answer.clone().is_err_and(|it| it.contains(part)), "{text}: {answer:?}"),
+            }
+        }
     }
 
     #[test]

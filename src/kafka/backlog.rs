@@ -7,7 +7,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{ClientKind, Clients, QuietContext, TopicReader};
+use super::client::{ClientKind, Clients, TopicReader};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
@@ -22,7 +22,7 @@ pub fn first_uncommitted(clients: &Clients, group_id: &str, topic: &str) -> Resu
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "earliest")
-        .create_with_context(QuietContext)?;
+        .create_with_context(clients.callbacks())?;
     let metadata = consumer.fetch_metadata(Some(topic), CALL_TIMEOUT)?;
     let mut partitions = TopicPartitionList::new();
     for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {

@@ -92,11 +92,11 @@ impl Committer {
             .set("batch.size", batch_bytes.several_max.clamp(1000, single_max).min(wanted).to_string());
         let (started, start) = oneshot::channel();
         let (batches, mut queue) = mpsc::channel::<(Batch, oneshot::Sender<Result<(), CommitError>>)>(1);
-        let name = transactional_id.to_owned();
+        let (name, callbacks) = (transactional_id.to_owned(), clients.callbacks());
         std::thread::Builder::new()
             .name(format!("commit {name}"))
             .spawn(move || {
-                let producer = RdkafkaClient::new(&config)
+                let producer = RdkafkaClient::new(&config, callbacks)
                     .map_err(|error| {
                         CommitError::Configuration(format!("the Kafka producer's settings are refused: {error}"))
                     })

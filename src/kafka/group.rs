@@ -1,5 +1,6 @@
 //! A consumer in a group. Its offsets are committed by a transactional producer, with the records that come of what it read.
 
+use std::error::Error;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,14 +8,15 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot};
 
-use super::client::{ClientKind, Clients};
+use super::client::{Callbacks, ClientKind, Clients};
 use super::committer::GroupOffsets;
 
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
@@ -121,7 +123,8 @@ impl GroupConsumer {
         let refused = |error: KafkaError| {
             GroupError::Configuration(format!("the Kafka consumer's settings are refused: {error}"))
         };
-        let consumer: StreamConsumer<Changes> = config.create_with_context(Changes::default()).map_err(refused)?;
+        let changes = Changes { callbacks: clients.callbacks(), seen: Mutex::default() };
+        let consumer: StreamConsumer<Changes> = config.create_with_context(changes).map_err(refused)?;
         consumer.subscribe(topics).map_err(refused)?;
         let consumer = Arc::new(consumer);
         let keeper = Keeper::start(consumer.clone(), member)
@@ -268,16 +271,32 @@ fn group_error(error: &KafkaError) -> GroupError {
 }
 
 /// Remembers rebalances; librdkafka tells of them inside a poll.
-#[derive(Default)]
-struct Changes(Mutex<Vec<Change>>);
+struct Changes {
+    callbacks: Callbacks,
+    seen: Mutex<Vec<Change>>,
+}
 
 impl Changes {
     fn take(&self) -> Vec<Change> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl ClientContext for Changes {}
+impl ClientContext for Changes {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = Callbacks::ENABLE_REFRESH_OAUTH_TOKEN;
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.callbacks.generate_oauth_token(config)
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, kind: &str, line: &str) {
+        self.callbacks.log(level, kind, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.callbacks.error(error, reason);
+    }
+}
 
 impl ConsumerContext for Changes {
     fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
@@ -294,6 +313,6 @@ impl ConsumerContext for Changes {
             }
         };
         tracing::info!(?change, "the group was rebalanced");
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(change);
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(change);
     }
 }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::client::Clients;
+use super::client_error::ClientError;
 use super::committer::OutgoingRecord;
-use super::scan::{self, Begin, Scanned};
+use super::scan::{self, Begin, ScanError, Scanned};
 use crate::config::{ConnectorConfig, WorkerConfig};
 
 /// How far a corp's archive is published: everything up to and with `seq`.
@@ -130,6 +131,8 @@ impl OffsetKey {
 
 #[derive(Debug, thiserror::Error)]
 pub enum OffsetError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
     #[error("the offset cannot be read from {topic}: {reason}")]
     Unavailable { topic: String, reason: String },
     /// The stored offset is not ours to guess.
@@ -186,8 +189,10 @@ pub fn latest(
             last.insert((key.to_vec(), record.partition()), (record.timestamp_ms(), value));
         }
     };
-    scan::scan(clients, topic, Begin::Earliest, visit)
-        .map_err(|error| OffsetError::Unavailable { topic: topic.into(), reason: error.to_string() })?;
+    scan::scan(clients, topic, Begin::Earliest, visit).map_err(|error| match error {
+        ScanError::Client(error) => error.into(),
+        other => OffsetError::Unavailable { topic: topic.into(), reason: other.to_string() },
+    })?;
     // A key moves to another partition when partitions are added. Only then do timestamps decide.
     let mut newest: BTreeMap<Vec<u8>, (i64, Option<Vec<u8>>)> = BTreeMap::new();
     for ((key, _), (timestamp_ms, value)) in last {

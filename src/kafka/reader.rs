@@ -1,6 +1,6 @@
 //! A topic read from its beginning to its present end, as a `read_committed` consumer sees it. Nothing joins a group.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
@@ -8,14 +8,12 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 
-use super::client::{Clients, QuietContext, TopicReader};
-use super::topics::{self, TopicError};
+use super::client::{Clients, TopicReader};
+use super::client_error::ClientError;
+use super::lookup::{self, Silence};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-
-/// A partition that brings nothing for this long, and no end, cannot be read.
-const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Records read ahead of whoever takes them. With those the client holds (8 MiB) they bound what is in memory.
 const READ_AHEAD: usize = 64;
@@ -54,9 +52,8 @@ impl ReadRecord {
 pub enum ReadError {
     #[error("topic {topic} is not there")]
     Missing { topic: String },
-    /// The settings are wrong or access is denied: a sentence that says what to change.
-    #[error("{0}")]
-    Configuration(String),
+    #[error(transparent)]
+    Client(#[from] ClientError),
     #[error("topic {topic} cannot be read: {reason}")]
     Unavailable { topic: String, reason: String },
 }
@@ -69,24 +66,17 @@ pub async fn spans(clients: &Clients, topic: &str) -> Result<Vec<Span>, ReadErro
 }
 
 fn spans_blocking(clients: &Clients, topic: &str) -> Result<Vec<Span>, ReadError> {
-    let existing = topics::list(clients).map_err(|error| match error {
-        TopicError::Refused { .. } => ReadError::Configuration(error.to_string()),
-        other => unavailable(topic, other),
-    })?;
-    if !existing.contains_key(topic) {
-        return Err(ReadError::Missing { topic: topic.into() });
-    }
     let failed = |error: KafkaError| unavailable(topic, error);
-    let consumer = consumer(clients).map_err(failed)?;
-    let metadata = consumer.fetch_metadata(Some(topic), CALL_TIMEOUT).map_err(failed)?;
-    let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+    let consumer = consumer(clients)?;
+    let Some(found) = lookup::look_up(clients, &consumer, &[topic])?.remove(0) else {
+        return Err(ReadError::Missing { topic: topic.into() });
+    };
     let mut spans = Vec::new();
-    for partition in partitions.map(|partition| partition.id()) {
+    for partition in found.partitions {
         // Under read_committed the end is that of what is settled (the last stable offset).
         let (first, end) = consumer.fetch_watermarks(topic, partition, CALL_TIMEOUT).map_err(failed)?;
         spans.push(Span { partition, first, end });
     }
-    spans.sort_by_key(|span| span.partition);
     Ok(spans)
 }
 
@@ -113,12 +103,11 @@ fn read_blocking(
         return Ok(());
     }
     let failed = |error: KafkaError| unavailable(topic, error);
-    let consumer = consumer(clients).map_err(failed)?;
+    let consumer = consumer(clients)?;
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(topic, span.partition, Offset::Offset(span.first)).map_err(failed)?;
     consumer.assign(&assignment).map_err(failed)?;
-    let mut last_sign = Instant::now();
-    let mut trouble = String::from("nothing comes");
+    let mut silence = Silence::begin();
     loop {
         match consumer.poll(POLL_TIMEOUT) {
             Some(Ok(message)) if message.offset() >= span.end => return Ok(()),
@@ -127,17 +116,15 @@ fn read_blocking(
                 if records.blocking_send(Ok(record(&message, values))).is_err() || is_last {
                     return Ok(());
                 }
-                last_sign = Instant::now();
+                silence = Silence::begin();
             }
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
             // librdkafka goes on by itself after errors of the network.
-            Some(Err(error)) => trouble = error.to_string(),
+            Some(Err(error)) => ClientError::of_denial(&error, topic, "Read").map_or(Ok(()), Err)?,
             None if records.is_closed() => return Ok(()),
             None => {}
         }
-        if last_sign.elapsed() > STALL_TIMEOUT {
-            return Err(unavailable(topic, format!("{trouble}, for {} s", STALL_TIMEOUT.as_secs())));
-        }
+        silence.check(clients)?;
     }
 }
 
@@ -155,12 +142,12 @@ fn record(message: &BorrowedMessage<'_>, values: bool) -> ReadRecord {
     }
 }
 
-fn consumer(clients: &Clients) -> Result<TopicReader, KafkaError> {
+fn consumer(clients: &Clients) -> Result<TopicReader, ClientError> {
     let mut config = clients.reader_config("read_committed");
     if config.get("queued.max.messages.kbytes").is_none() {
         config.set("queued.max.messages.kbytes", "8192");
     }
-    config.create_with_context(QuietContext)
+    clients.reader_of(&config)
 }
 
 fn unavailable(topic: &str, reason: impl ToString) -> ReadError {

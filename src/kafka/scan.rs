@@ -8,18 +8,22 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{Clients, QuietContext, TopicReader};
+use super::client::{Clients, TopicReader};
+use super::client_error::ClientError;
+use super::lookup::{self, FoundTopic, Silence};
 
-/// How long nothing may come, or an open transaction may be waited for.
+/// How long an open transaction of another producer is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
     #[error("topic {topic} cannot be read: {reason}")]
     Unavailable { topic: String, reason: String },
-    #[error("topic {topic} is missing or has no partitions")]
+    #[error("topic {topic} is missing")]
     Missing { topic: String },
     #[error("topic {topic} is not readable to its end within {} s; is a transaction of another producer hanging?", PATIENCE.as_secs())]
     Late { topic: String },
@@ -77,22 +81,16 @@ pub fn scan(
     mut visit: impl FnMut(&Scanned<'_>),
 ) -> Result<(), ScanError> {
     let unavailable = |error: KafkaError| ScanError::Unavailable { topic: topic.into(), reason: error.to_string() };
-    let reader = |isolation_level| -> Result<TopicReader, KafkaError> {
-        clients.reader_config(isolation_level).create_with_context(QuietContext)
-    };
     let late = || ScanError::Late { topic: topic.into() };
-    let uncommitted = reader("read_uncommitted").map_err(unavailable)?;
-    let committed = reader("read_committed").map_err(unavailable)?;
-    let metadata = uncommitted.fetch_metadata(Some(topic), CALL_TIMEOUT).map_err(unavailable)?;
-    let partitions: Vec<i32> =
-        metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id()).collect();
-    if partitions.is_empty() {
+    let committed = clients.reader()?;
+    let Some(FoundTopic { partitions, .. }) = lookup::look_up(clients, &committed, &[topic])?.remove(0) else {
         return Err(ScanError::Missing { topic: topic.into() });
-    }
+    };
+    let uncommitted = clients.reader_of(&clients.reader_config("read_uncommitted"))?;
 
     // Every partition that holds anything, once all transactions below its high watermark are settled. Only then is the end
     // that the consumer reports (the last stable offset) at or above that mark.
-    let mut until = Instant::now() + PATIENCE;
+    let until = Instant::now() + PATIENCE;
     let mut assignment = TopicPartitionList::new();
     let mut unfinished: BTreeMap<i32, i64> = BTreeMap::new();
     for partition in partitions {
@@ -116,10 +114,9 @@ pub fn scan(
     if !unfinished.is_empty() {
         committed.assign(&assignment).map_err(unavailable)?;
     }
+    let mut silence = Silence::begin();
     while !unfinished.is_empty() {
-        if Instant::now() > until {
-            return Err(late());
-        }
+        silence.check(clients)?;
         match committed.poll(POLL_TIMEOUT) {
             None => {}
             // Comes where nothing follows for a while: for a partition that goes on growing several times, or never.
@@ -127,11 +124,14 @@ pub fn scan(
                 unfinished.remove(&partition);
             }
             // librdkafka goes on by itself after errors of the network.
-            Some(Err(error)) => tracing::debug!(%error, topic, "reading a topic"),
+            Some(Err(error)) => {
+                ClientError::of_denial(&error, topic, "Read").map_or(Ok(()), Err)?;
+                tracing::debug!(%error, topic, "reading a topic");
+            }
             Some(Ok(message)) => {
                 let (partition, offset) = (message.partition(), message.offset());
                 let Some(&end) = unfinished.get(&partition) else { continue };
-                until = Instant::now() + PATIENCE;
+                silence = Silence::begin();
                 if offset < end {
                     visit(&Scanned(message));
                 }

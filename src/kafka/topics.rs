@@ -1,20 +1,17 @@
 //! Topics: those that are missing are made, those that are there are checked.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
-use rdkafka::metadata::MetadataTopic;
-use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
 
-use super::client::{ClientKind, Clients};
+use super::client::{Callbacks, Clients};
+use super::client_error::ClientError;
+use super::lookup;
+use super::rights::{self, Right};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-const LIST_TIMEOUT: Duration = Duration::from_secs(3);
 const SETTINGS_PAUSE: Duration = Duration::from_millis(100);
 
 /// A topic as it is wanted, should it be missing.
@@ -28,6 +25,8 @@ pub struct WantedTopic {
     /// Topic settings, such as `cleanup.policy`.
     pub settings: BTreeMap<String, String>,
     pub cleanup: Cleanup,
+    /// What the connector does with it.
+    pub rights: &'static [Right],
 }
 
 /// What may happen to the records of a topic.
@@ -42,12 +41,8 @@ pub enum Cleanup {
 
 #[derive(Debug, thiserror::Error)]
 pub enum TopicError {
-    #[error("Kafka cannot be reached at {bootstrap_servers}: {reason}; check bootstrap.servers and the network")]
-    Unreachable { bootstrap_servers: String, reason: String },
-    #[error(
-        "Kafka at {bootstrap_servers} does not let this worker in: {reason}; check security.protocol, sasl.… and ssl.…"
-    )]
-    Refused { bootstrap_servers: String, reason: String },
+    #[error(transparent)]
+    Client(#[from] ClientError),
     #[error("topic {topic} is missing and topic.creation.enable is false; make it, or let the worker make it")]
     Missing { topic: String },
     #[error("topic {topic} cannot be made: {reason}; make it, or change topic.creation.… or the principal's rights")]
@@ -56,91 +51,39 @@ pub enum TopicError {
     NotCompacted { topic: String, policy: String },
     #[error("topic {topic} has cleanup.policy={policy}; records are lost there: set cleanup.policy=delete")]
     Compacted { topic: String, policy: String },
-    #[error("the settings of topic {topic} cannot be read: {reason} (the principal needs DescribeConfigs on it)")]
+    #[error("the settings of topic {topic} cannot be read: {reason}")]
     Settings { topic: String, reason: String },
 }
 
 impl TopicError {
     /// Whether waiting can help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Settings { .. })
+        match self {
+            Self::Client(error) => error.is_transient(),
+            Self::Settings { .. } => true,
+            _ => false,
+        }
     }
 }
 
-/// Makes what is missing, checks what is there, and gives the largest batch in bytes (`max.message.bytes`) of each topic.
+/// Makes what is missing, checks what is there, and gives the largest batch in bytes (`max.message.bytes`) of each topic. Nothing is
+/// made until all that is there is right and the brokers agree to all that is missing.
 pub async fn prepare(
     clients: &Clients,
     wanted: &[WantedTopic],
     create_missing: bool,
 ) -> Result<BTreeMap<String, usize>, TopicError> {
-    let unreachable = |error: KafkaError| TopicError::Unreachable {
-        bootstrap_servers: clients.bootstrap_servers.clone(),
-        reason: error.to_string(),
-    };
-    let list_now = || async {
-        let listing = clients.clone();
-        let listed = tokio::task::spawn_blocking(move || list(&listing));
-        listed.await.unwrap_or_else(|_| Err(unreachable(KafkaError::Canceled)))
-    };
-    let mut existing = list_now().await?;
-    let is_complete = wanted.iter().all(|topic| existing.contains_key(&topic.name));
-    let admin: AdminClient<DefaultClientContext> = clients.config(ClientKind::Admin).create().map_err(unreachable)?;
-
-    let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT));
-    for topic in wanted.iter().filter(|topic| !existing.contains_key(&topic.name)) {
-        if !create_missing {
-            return Err(TopicError::Missing { topic: topic.name.clone() });
-        }
-        let creation = |reason: String| TopicError::Creation { topic: topic.name.clone(), reason };
-        let mut new = NewTopic::new(&topic.name, topic.partitions, TopicReplication::Fixed(topic.replication_factor));
-        for (key, value) in &topic.settings {
-            new = new.set(key, value);
-        }
-        for result in admin.create_topics([&new], &options).await.map_err(|error| creation(error.to_string()))? {
-            match result {
-                Ok(_) => tracing::info!(topic = topic.name, partitions = topic.partitions, "made a topic"),
-                // Another worker was faster.
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((_, code)) => return Err(creation(code.to_string())),
-            }
-        }
+    let (mut existing, missing) = look(clients, wanted).await?;
+    let admin = clients.admin()?;
+    let mut bytes_max = check_existing(&admin, &existing).await?;
+    if !missing.is_empty() {
+        agree(&admin, &missing, create_missing).await?;
+        create(&admin, &missing).await?;
+        bytes_max.extend(check_existing(&admin, &missing.iter().map(|topic| (*topic, 0)).collect::<Vec<_>>()).await?);
+        existing = look(clients, wanted).await?.0;
     }
-
-    let until = Instant::now() + REQUEST_TIMEOUT;
-    let mut bytes_max = BTreeMap::new();
-    for topic in wanted {
-        let settings = describe(&admin, &topic.name, &options, until).await?;
-        let value = |name: &str| settings.get(name).and_then(|entry| entry.value.clone());
-        let policy = value("cleanup.policy").unwrap_or_default();
-        match topic.cleanup {
-            Cleanup::Compacted if policy != "compact" => {
-                return Err(TopicError::NotCompacted { topic: topic.name.clone(), policy });
-            }
-            Cleanup::Kept { .. } if policy.contains("compact") => {
-                return Err(TopicError::Compacted { topic: topic.name.clone(), policy });
-            }
-            Cleanup::Kept { retention_ms_min } => {
-                let retention_ms = value("retention.ms").and_then(|value| value.parse::<i64>().ok());
-                if retention_ms.is_some_and(|retention_ms| (0..retention_ms_min).contains(&retention_ms)) {
-                    tracing::warn!(
-                        topic = topic.name,
-                        retention_ms,
-                        retention_ms_min,
-                        "the topic's retention.ms is too short: what is still to be done can be deleted"
-                    );
-                }
-            }
-            Cleanup::Compacted => {}
-        }
-        if let Some(bytes) = value("max.message.bytes").and_then(|value| value.parse().ok()) {
-            bytes_max.insert(topic.name.clone(), bytes);
-        }
-    }
-    if !is_complete {
-        existing = list_now().await?;
-    }
-    let has_one = |topic: &&WantedTopic| existing.get(&topic.name) == Some(&1);
-    let lone: Vec<&str> = wanted.iter().filter(has_one).map(|topic| topic.name.as_str()).collect();
+    let lone: Vec<&str> =
+        existing.iter().filter(|(_, replicas)| *replicas == 1).map(|(topic, _)| topic.name.as_str()).collect();
     if !lone.is_empty() {
         tracing::warn!(
             topics = lone.join(","),
@@ -151,71 +94,165 @@ pub async fn prepare(
     Ok(bytes_max)
 }
 
-/// The topics there are, each with the number of its replicas. All of them: asking for one by name would make it where brokers make topics by themselves.
-///
-/// The admin client of rdkafka drops what the brokers say of a refused password or certificate; a producer does not.
-pub(super) fn list(clients: &Clients) -> Result<BTreeMap<String, usize>, TopicError> {
-    let failed = |error: KafkaError, refused: Option<String>| match refused {
-        Some(reason) => TopicError::Refused { bootstrap_servers: clients.bootstrap_servers.clone(), reason },
-        None => {
-            TopicError::Unreachable { bootstrap_servers: clients.bootstrap_servers.clone(), reason: error.to_string() }
-        }
+/// As [`prepare`], but nothing is made, and it is asked for the rights to read and to write. Gives the topics that a start would make.
+pub async fn check<'a>(
+    clients: &Clients,
+    wanted: &'a [WantedTopic],
+    create_missing: bool,
+) -> Result<Vec<&'a str>, TopicError> {
+    let (existing, missing) = look(clients, wanted).await?;
+    let admin = clients.admin()?;
+    check_existing(&admin, &existing).await?;
+    let (asked, topics) = (clients.clone(), existing.iter().map(|(topic, _)| (*topic).clone()).collect::<Vec<_>>());
+    let check_rights = move || check_rights(&asked, &topics);
+    tokio::task::spawn_blocking(check_rights).await.unwrap_or_else(|_| Err(interrupted(clients).into()))?;
+    agree(&admin, &missing, create_missing).await?;
+    Ok(missing.into_iter().map(|topic| topic.name.as_str()).collect())
+}
+
+type Admin = AdminClient<Callbacks>;
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT))
+}
+
+/// The topics that are there, each with the number of its replicas, and those that are missing.
+async fn look<'a>(
+    clients: &Clients,
+    wanted: &'a [WantedTopic],
+) -> Result<(Vec<(&'a WantedTopic, usize)>, Vec<&'a WantedTopic>), ClientError> {
+    let (asked, names) = (clients.clone(), wanted.iter().map(|topic| topic.name.clone()).collect::<Vec<_>>());
+    let look_up = move || {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        lookup::look_up(&asked, &asked.reader()?, &names)
     };
-    let client: ThreadedProducer<Refusal> = clients
-        .config(ClientKind::Admin)
-        .create_with_context(Refusal::default())
-        .map_err(|error| failed(error, None))?;
+    let found = tokio::task::spawn_blocking(look_up).await.unwrap_or_else(|_| Err(interrupted(clients)))?;
+    let (mut existing, mut missing) = (Vec::new(), Vec::new());
+    for (topic, found) in wanted.iter().zip(found) {
+        match found {
+            Some(found) => existing.push((topic, found.replicas)),
+            None => missing.push(topic),
+        }
+    }
+    Ok((existing, missing))
+}
+
+fn interrupted(clients: &Clients) -> ClientError {
+    ClientError::Unreachable {
+        bootstrap_servers: clients.bootstrap_servers.clone(),
+        reason: "the question was interrupted".into(),
+    }
+}
+
+fn check_rights(clients: &Clients, topics: &[WantedTopic]) -> Result<(), TopicError> {
+    let reader = clients.reader()?;
+    for topic in topics {
+        let missing = rights::missing(&reader, &topic.name, topic.rights, REQUEST_TIMEOUT);
+        let missing = missing.map_err(|reason| TopicError::Settings { topic: topic.name.clone(), reason })?;
+        if let Some(right) = missing.first() {
+            let (topic, reason) = (topic.name.clone(), "a right is missing".into());
+            return Err(ClientError::Denied { topic, reason, right: right.as_str() }.into());
+        }
+    }
+    Ok(())
+}
+
+/// Whether these topics would be made, by the broker's own word.
+async fn agree(admin: &Admin, missing: &[&WantedTopic], create_missing: bool) -> Result<(), TopicError> {
+    match missing.first() {
+        Some(topic) if !create_missing => Err(TopicError::Missing { topic: topic.name.clone() }),
+        Some(_) => request_creation(admin, missing, &options().validate_only(true)).await,
+        None => Ok(()),
+    }
+}
+
+async fn create(admin: &Admin, missing: &[&WantedTopic]) -> Result<(), TopicError> {
+    request_creation(admin, missing, &options()).await?;
+    for topic in missing {
+        tracing::info!(topic = topic.name, partitions = topic.partitions, "made a topic");
+    }
+    Ok(())
+}
+
+async fn request_creation(admin: &Admin, missing: &[&WantedTopic], options: &AdminOptions) -> Result<(), TopicError> {
+    let topics: Vec<NewTopic<'_>> = missing
+        .iter()
+        .map(|topic| {
+            let replication = TopicReplication::Fixed(topic.replication_factor);
+            let new = NewTopic::new(&topic.name, topic.partitions, replication);
+            topic.settings.iter().fold(new, |new, (key, value)| new.set(key, value))
+        })
+        .collect();
+    let creation = |topic: &str, reason: String| TopicError::Creation { topic: topic.into(), reason };
+    let results = admin.create_topics(&topics, options).await;
+    for result in results.map_err(|error| creation(&missing[0].name, error.to_string()))? {
+        match result {
+            // Another worker was faster.
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((topic, code)) => return Err(creation(&topic, code.to_string())),
+        }
+    }
+    Ok(())
+}
+
+/// Checks the settings of topics, and gives their `max.message.bytes`.
+async fn check_existing(
+    admin: &Admin,
+    topics: &[(&WantedTopic, usize)],
+) -> Result<BTreeMap<String, usize>, TopicError> {
     let until = Instant::now() + REQUEST_TIMEOUT;
-    loop {
-        let error = match client.client().fetch_metadata(None, LIST_TIMEOUT) {
-            Ok(metadata) => {
-                let replicas = |topic: &MetadataTopic| {
-                    topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or_default()
-                };
-                return Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), replicas(topic))).collect());
+    let mut bytes_max = BTreeMap::new();
+    for (topic, _) in topics {
+        let settings = describe(admin, &topic.name, until).await?;
+        let value = |name: &str| settings.get(name).and_then(|entry| entry.value.clone());
+        judge(topic, &value)?;
+        if let Some(bytes) = value("max.message.bytes").and_then(|value| value.parse().ok()) {
+            bytes_max.insert(topic.name.clone(), bytes);
+        }
+    }
+    Ok(bytes_max)
+}
+
+/// Whether records are safe in a topic with these settings.
+fn judge(topic: &WantedTopic, value: &impl Fn(&str) -> Option<String>) -> Result<(), TopicError> {
+    let policy = value("cleanup.policy").unwrap_or_default();
+    match topic.cleanup {
+        Cleanup::Compacted if policy != "compact" => {
+            return Err(TopicError::NotCompacted { topic: topic.name.clone(), policy });
+        }
+        Cleanup::Kept { .. } if policy.contains("compact") => {
+            return Err(TopicError::Compacted { topic: topic.name.clone(), policy });
+        }
+        Cleanup::Kept { retention_ms_min } => {
+            let retention_ms = value("retention.ms").and_then(|value| value.parse::<i64>().ok());
+            if retention_ms.is_some_and(|retention_ms| (0..retention_ms_min).contains(&retention_ms)) {
+                tracing::warn!(
+                    topic = topic.name,
+                    retention_ms,
+                    retention_ms_min,
+                    "the topic's retention.ms is too short: what is still to be done can be deleted"
+                );
             }
-            Err(error) => error,
-        };
-        let refused = client.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if refused.is_some() || Instant::now() > until {
-            return Err(failed(error, refused));
         }
+        Cleanup::Compacted => {}
     }
-}
-
-/// Remembers that a broker was reached and does not let us in.
-#[derive(Default)]
-struct Refusal(Mutex<Option<String>>);
-
-impl ClientContext for Refusal {
-    fn error(&self, error: KafkaError, reason: &str) {
-        if let KafkaError::Global(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) = error {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.to_owned());
-        }
-    }
-}
-
-impl ProducerContext for Refusal {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+    Ok(())
 }
 
 /// The settings of a topic. A broker answers none at all, and no error, for a topic that was made just now (measured): asked
 /// again until they are there.
-async fn describe(
-    admin: &AdminClient<DefaultClientContext>,
-    topic: &str,
-    options: &AdminOptions,
-    until: Instant,
-) -> Result<ConfigResource, TopicError> {
+async fn describe(admin: &Admin, topic: &str, until: Instant) -> Result<ConfigResource, TopicError> {
     let failed = |reason: String| TopicError::Settings { topic: topic.into(), reason };
     loop {
-        let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], options).await;
+        let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options()).await;
         let reason = match described.map_err(|error| failed(error.to_string()))?.pop() {
             Some(Ok(settings)) if !settings.entries.is_empty() => return Ok(settings),
-            Some(Err(code @ RDKafkaErrorCode::TopicAuthorizationFailed)) => return Err(failed(code.to_string())),
-            Some(Err(code)) => code.to_string(),
+            Some(Err(code)) => {
+                if let Some(denied) = ClientError::of_denial(&KafkaError::AdminOp(code), topic, "DescribeConfigs") {
+                    return Err(denied.into());
+                }
+                code.to_string()
+            }
             _ => "the broker answers none".into(),
         };
         if Instant::now() > until {

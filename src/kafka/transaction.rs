@@ -5,17 +5,20 @@
 
 #![allow(unsafe_code)]
 
+use std::error::Error;
 use std::ffi::CStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka_sys as ffi;
 
+use super::client::Callbacks;
 use super::committer::{GroupOffsets, OutgoingRecord};
 use super::protocol::{Call, TransactionError, TransactionalClient};
 use crate::crash_point;
@@ -33,8 +36,8 @@ pub struct RdkafkaClient {
 }
 
 impl RdkafkaClient {
-    pub fn new(config: &ClientConfig) -> Result<Self, KafkaError> {
-        let producer = config.create_with_context(Reports::default())?;
+    pub fn new(config: &ClientConfig, callbacks: Callbacks) -> Result<Self, KafkaError> {
+        let producer = config.create_with_context(Reports { callbacks, first_failure: Mutex::default() })?;
         Ok(Self { producer, started: Instant::now() })
     }
 
@@ -80,15 +83,15 @@ impl RdkafkaClient {
         }
     }
 
-    /// The error with all that the client knows of it: what has put an end to the producer, and why records failed.
-    fn explain(&self, error: TransactionError) -> TransactionError {
+    /// The error of a call with all that the client knows of it: what has put an end to the producer, why records failed, and what it
+    /// has complained of meanwhile.
+    fn explain(&self, error: TransactionError, since: Instant) -> TransactionError {
         if let Some((code, message)) = self.producer.client().fatal_error() {
             return TransactionError { code, message, retriable: false, requires_abort: false, fatal: true };
         }
-        if error.retriable {
-            return error;
-        }
-        match self.producer.context().take() {
+        let failure = if error.retriable { None } else { self.producer.context().take() };
+        let complaint = || Some(self.producer.context().callbacks.complaints.since(since)?.reason);
+        match failure.or_else(complaint) {
             Some(first) => TransactionError { message: format!("{} ({first})", error.message), ..error },
             None => error,
         }
@@ -99,6 +102,7 @@ impl TransactionalClient for RdkafkaClient {
     async fn call(&mut self, call: Call<'_>) -> Result<(), TransactionError> {
         let (before, after) = names(call);
         crash_point::reach(before);
+        let since = Instant::now();
         let answer = match call {
             Call::InitTransactions => self.producer.init_transactions(INIT_TIMEOUT).map_err(|error| verdict(&error)),
             Call::Begin => {
@@ -116,7 +120,7 @@ impl TransactionalClient for RdkafkaClient {
             Call::Abort => self.producer.abort_transaction(CALL_TIMEOUT).map_err(|error| verdict(&error)),
         };
         crash_point::reach(after);
-        answer.map_err(|error| self.explain(error))
+        answer.map_err(|error| self.explain(error, since))
     }
 
     async fn pause(&self, duration: Duration) {
@@ -159,8 +163,8 @@ fn verdict(error: &KafkaError) -> TransactionError {
 }
 
 /// Remembers why records of the open transaction failed: the commit itself only says that some did.
-#[derive(Default)]
 struct Reports {
+    callbacks: Callbacks,
     first_failure: Mutex<Option<String>>,
 }
 
@@ -170,7 +174,21 @@ impl Reports {
     }
 }
 
-impl ClientContext for Reports {}
+impl ClientContext for Reports {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = Callbacks::ENABLE_REFRESH_OAUTH_TOKEN;
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.callbacks.generate_oauth_token(config)
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, kind: &str, line: &str) {
+        self.callbacks.log(level, kind, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.callbacks.error(error, reason);
+    }
+}
 
 impl ProducerContext for Reports {
     type DeliveryOpaque = ();

@@ -276,6 +276,16 @@ impl Surroundings for &StoredOffset {
     }
 }
 
+impl AlterationError {
+    /// Whether Kafka's answer says that somebody has to change something, be it a setting or a right.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Offset(OffsetError::Client(error)) | Self::Scan(ScanError::Client(error)) => !error.is_transient(),
+            _ => false,
+        }
+    }
+}
+
 impl From<WriteError> for AlterationError {
     fn from(error: WriteError) -> Self {
         match error {

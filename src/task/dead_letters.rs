@@ -9,7 +9,7 @@ use super::TaskError;
 use crate::archive::{DeadLetterReason, dead_letter};
 use crate::config::{ConnectorConfig, WorkerConfig};
 use crate::kafka::Clients;
-use crate::kafka::offsets::{self, OffsetError};
+use crate::kafka::offsets;
 use crate::kafka::reader::{self, ReadError, ReadRecord, Span};
 use crate::kafka::replayed::{Replayed, ReplayedKey};
 
@@ -134,8 +134,7 @@ impl<'a> DeadLetters<'a> {
             tokio::task::spawn_blocking(move || offsets::latest(&clients, &topic, |key| wanted.contains(key))).await;
         let values = match values {
             Ok(Ok(values)) => values,
-            Ok(Err(error @ OffsetError::Malformed { .. })) => return Err(TaskError::Configuration(error.to_string())),
-            Ok(Err(error)) => return Err(TaskError::Transient(error.to_string())),
+            Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(TaskError::Transient("reading what has been replayed was interrupted".into())),
         };
         let mut history = History::default();
@@ -227,7 +226,7 @@ impl Walk<'_> {
 impl From<ReadError> for TaskError {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Configuration(reason) => Self::Configuration(reason),
+            ReadError::Client(error) => error.into(),
             other @ (ReadError::Missing { .. } | ReadError::Unavailable { .. }) => Self::Transient(other.to_string()),
         }
     }

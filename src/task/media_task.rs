@@ -22,6 +22,7 @@ use self::window::{End, Settled, Ticket, Window};
 use super::backoff::Backoff;
 use super::download::ChunkSource;
 use super::topics::Topics;
+use super::waiting::tell_while_waiting;
 use super::{ConnectorContext, TaskError};
 use crate::archive::{EventContext, MediaRequest, ReferenceStatus, StrayRecord, Topic, dead_letter};
 use crate::config::ErrorsTolerance;
@@ -76,22 +77,25 @@ pub async fn run_with(
     let group_id = format!("{}-{}-media", context.worker.group_id, context.config.name);
     let start = async {
         // So that a successor is left alone.
-        context.hold_place(task).await?;
+        tell_while_waiting(context, status, context.hold_place(task)).await?;
         if let Err(error) = context.store.check().await {
             note_backlog(context, task, &group_id).await;
             return Err(error.into());
         }
-        let topics = Topics::prepare(context).await?;
-        let committer = Committer::start(
-            &context.clients,
-            &context.transactional_id(task),
-            context.config.transaction_timeout_ms,
-            topics.batch_bytes(),
-        )
-        .await?;
-        // Asked again as late as can be: who joins the group takes the place of a task of the same name.
-        context.hold_place(task).await?;
-        Ok::<_, TaskError>((topics, committer))
+        let start = async {
+            let topics = Topics::prepare(context).await?;
+            let committer = Committer::start(
+                &context.clients,
+                &context.transactional_id(task),
+                context.config.transaction_timeout_ms,
+                topics.batch_bytes(),
+            )
+            .await?;
+            // Asked again as late as can be: who joins the group takes the place of a task of the same name.
+            context.hold_place(task).await?;
+            Ok::<_, TaskError>((topics, committer))
+        };
+        tell_while_waiting(context, status, start).await
     };
     let Some(started) = shutdown.run_until_cancelled(start).await else { return Ok(()) };
     let (topics, committer) = started?;
@@ -392,7 +396,8 @@ impl<'a, S: ChunkSource> Run<'a, S> {
         let metrics = &self.context.metrics;
         crash_point::reach("media_event");
         let started = Instant::now();
-        let result = self.committer.commit(Batch { records, group_offsets: Some(group_offsets) }).await;
+        let batch = Batch { records, group_offsets: Some(group_offsets) };
+        let result = tell_while_waiting(self.context, self.status, self.committer.commit(batch)).await;
         metrics.transaction(match &result {
             Ok(()) => TransactionResult::Committed,
             Err(CommitError::Unknown(_)) => TransactionResult::Unknown,

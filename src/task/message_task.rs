@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::prepare::{PreparedPage, Preparer};
 use super::pull::Puller;
 use super::topics::Topics;
+use super::waiting::tell_while_waiting;
 use super::{ConnectorContext, TaskError};
 use crate::archive::Gap;
 use crate::crash_point;
@@ -35,7 +36,8 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), TaskError> {
     // Told to end before there is anything in flight, it ends at once: whatever Kafka is being asked can be left unanswered.
-    let Some(started) = shutdown.run_until_cancelled(start(context, status)).await else { return Ok(()) };
+    let start = tell_while_waiting(context, status, start(context, status));
+    let Some(started) = shutdown.run_until_cancelled(start).await else { return Ok(()) };
     let (topics, mut run, offset) = started?;
     status.running();
     let seq = offset.seq;
@@ -146,7 +148,9 @@ impl Run<'_> {
         delivered_until_ms: Option<i64>,
     ) -> Result<(), TaskError> {
         let offset = SourceOffset { seq, delivered_until_ms, ..self.writer.offset() };
-        self.writer.commit(records, offset).await.map_err(|error| task_error(self.context, error))
+        let committed = self.writer.commit(records, offset);
+        let committed = tell_while_waiting(self.context, self.status, committed).await;
+        committed.map_err(|error| task_error(self.context, error))
     }
 }
 

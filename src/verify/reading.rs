@@ -1,19 +1,20 @@
 //! Reading topics from where they begin to where they ended at one moment.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier};
-use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::admin::{AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier};
+use rdkafka::consumer::Consumer;
 use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::CannotLook;
 use super::findings::Place;
-use crate::kafka::{ClientKind, Clients};
+use crate::kafka::client::{Callbacks, TopicReader};
+use crate::kafka::complaints::Complaints;
+use crate::kafka::{ClientError, Clients, lookup};
 
 /// librdkafka wants a name; nothing joins or commits.
 const GROUP_ID: &str = "wecom-connector-verify";
@@ -57,41 +58,25 @@ impl Extent {
     }
 }
 
-/// Remembers what librdkafka last complained of, to say why nothing comes.
-#[derive(Debug, Default)]
-pub struct Complaints(Mutex<Option<String>>);
-
-impl ClientContext for Complaints {
-    fn error(&self, _: KafkaError, reason: &str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-    }
-}
-
-impl ConsumerContext for Complaints {}
-
-type LoudConsumer = BaseConsumer<Complaints>;
-
 /// Looks at the topics of one cluster. Blocks.
 pub struct Kafka {
     clients: Clients,
-    uncommitted: Arc<LoudConsumer>,
-    committed: Arc<LoudConsumer>,
-    /// Number of partitions of each topic there is.
-    topics: Vec<(String, usize)>,
+    uncommitted: Arc<TopicReader>,
+    committed: Arc<TopicReader>,
 }
 
 impl Kafka {
     pub fn connect(clients: Clients) -> Result<Self, CannotLook> {
         let consumer = |isolation_level| consumer(&clients, GROUP_ID, isolation_level, 1);
         let (uncommitted, committed) = (consumer("read_uncommitted")?, consumer("read_committed")?);
-        // All of them: asking for one by name would make it where brokers make topics by themselves.
-        let metadata = uncommitted.fetch_metadata(None, CALL_TIMEOUT).map_err(|error| {
-            let complaint = complaint(&uncommitted).unwrap_or_else(|| error.to_string());
-            CannotLook(format!("Kafka cannot be reached at {}: {complaint}", clients.bootstrap_servers))
-        })?;
-        let topics =
-            metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect();
-        Ok(Self { clients, uncommitted, committed, topics })
+        Ok(Self { clients, uncommitted, committed })
+    }
+
+    /// The number of partitions of each of these topics; 0 where there is no such topic.
+    fn partitions(&self, topics: &[&str]) -> Result<Vec<usize>, CannotLook> {
+        let found = lookup::look_up(&self.clients, &self.uncommitted, topics);
+        let found = found.map_err(|error| CannotLook(error.to_string()))?;
+        Ok(found.into_iter().map(|topic| topic.map_or(0, |topic| topic.partitions.len())).collect())
     }
 
     /// The extents of these topics now: everything that was produced up to now and is or will be committed lies within. Waits until
@@ -99,8 +84,7 @@ impl Kafka {
     pub fn extents(&self, topics: &[&str]) -> Result<Vec<Extent>, CannotLook> {
         let until = Instant::now() + PATIENCE;
         let mut extents = Vec::new();
-        for topic in topics {
-            let count = self.topics.iter().find(|(name, _)| name == topic).map_or(0, |(_, count)| *count);
+        for (topic, count) in topics.iter().zip(self.partitions(topics)?) {
             if count == 0 {
                 return Err(CannotLook(format!(
                     "topic {topic} is missing: check the names of topics and the brokers in the two files, or whether the \
@@ -133,11 +117,7 @@ impl Kafka {
     /// Those of these topics in which Kafka deletes a record once there is a newer one with its key. A topic whose settings may
     /// not be read is none.
     pub fn compacted<'a>(&self, topics: &[&'a str]) -> Result<Vec<&'a str>, CannotLook> {
-        let admin: AdminClient<DefaultClientContext> = self
-            .clients
-            .config(ClientKind::Admin)
-            .create()
-            .map_err(|error| CannotLook(format!("no Kafka client: {error}")))?;
+        let admin = self.clients.admin().map_err(|error| CannotLook(error.to_string()))?;
         let wanted: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         let options = AdminOptions::new().request_timeout(Some(CALL_TIMEOUT));
         let described = futures::executor::block_on(admin.describe_configs(&wanted, &options)).unwrap_or_default();
@@ -159,8 +139,8 @@ impl Kafka {
         // not settled yet is not told either way.
         let consumer = consumer(&self.clients, group_id, "read_uncommitted", 1)?;
         let mut wanted = TopicPartitionList::new();
-        for (topic, count) in self.topics.iter().filter(|(name, _)| topics.contains(&name.as_str())) {
-            wanted.add_partition_range(topic, 0, i32::try_from(*count).unwrap_or(i32::MAX) - 1);
+        for (topic, count) in topics.iter().zip(self.partitions(topics)?).filter(|(_, count)| *count > 0) {
+            wanted.add_partition_range(topic, 0, i32::try_from(count).unwrap_or(i32::MAX) - 1);
         }
         let found = consumer.committed_offsets(wanted, CALL_TIMEOUT).map_err(|error| {
             CannotLook(format!(
@@ -192,6 +172,7 @@ impl Kafka {
                 runs.push(Run {
                     queue,
                     consumer: consumer.clone(),
+                    complaints: self.clients.complaints.clone(),
                     topic: extent.topic.clone(),
                     number,
                     next: partition.start,
@@ -210,8 +191,9 @@ impl Kafka {
 
 /// One partition, read from its start to its end.
 pub struct Run {
-    queue: PartitionQueue<Complaints>,
-    consumer: Arc<LoudConsumer>,
+    queue: PartitionQueue<Callbacks>,
+    consumer: Arc<TopicReader>,
+    complaints: Arc<Complaints>,
     topic: Arc<str>,
     number: i32,
     next: i64,
@@ -221,7 +203,7 @@ pub struct Run {
 impl Run {
     /// The next record, as `read` sees it; none at the end.
     pub fn next<T>(&mut self, read: impl FnOnce(&BorrowedMessage<'_>, Place) -> T) -> Result<Option<T>, CannotLook> {
-        let until = Instant::now() + PATIENCE;
+        let since = Instant::now();
         while self.next < self.end {
             match self.queue.poll(POLL_TIMEOUT) {
                 Some(Ok(message)) if message.offset() >= self.end => self.next = self.end,
@@ -238,20 +220,24 @@ impl Run {
                         self.topic, self.number
                     )));
                 }
-                Some(Err(error)) => return Err(CannotLook(format!("{} cannot be read: {error}", self.topic))),
-                None => self.serve(until)?,
+                Some(Err(error)) => {
+                    let reason = ClientError::of_denial(&error, &self.topic, "Read").map(|error| error.to_string());
+                    let reason = reason.unwrap_or_else(|| format!("{} cannot be read: {error}", self.topic));
+                    return Err(CannotLook(reason));
+                }
+                None => self.serve(since)?,
             }
         }
         Ok(None)
     }
 
-    fn serve(&self, until: Instant) -> Result<(), CannotLook> {
+    fn serve(&self, since: Instant) -> Result<(), CannotLook> {
         // Serves callbacks. librdkafka goes on by itself after errors of the network.
         if let Some(Ok(message)) = self.consumer.poll(Duration::ZERO) {
             return Err(CannotLook(format!("a record of {} came out of turn; look again", message.topic())));
         }
-        if Instant::now() > until {
-            let complaint = complaint(&self.consumer).unwrap_or_else(|| "no answer".into());
+        if since.elapsed() > PATIENCE {
+            let complaint = self.complaints.since(since).map_or_else(|| "no answer".into(), |it| it.reason);
             return Err(CannotLook(format!(
                 "{}-{} gave nothing for {} s before its end: {complaint}",
                 self.topic,
@@ -263,15 +249,11 @@ impl Run {
     }
 }
 
-fn watermarks(consumer: &LoudConsumer, topic: &str, number: usize) -> Result<(i64, i64), CannotLook> {
+fn watermarks(consumer: &TopicReader, topic: &str, number: usize) -> Result<(i64, i64), CannotLook> {
     let number = i32::try_from(number).unwrap_or(i32::MAX);
     consumer
         .fetch_watermarks(topic, number, CALL_TIMEOUT)
         .map_err(|error| CannotLook(format!("the ends of {topic}-{number} cannot be read: {error}")))
-}
-
-fn complaint(consumer: &LoudConsumer) -> Option<String> {
-    consumer.context().0.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 fn consumer(
@@ -279,10 +261,10 @@ fn consumer(
     group_id: &str,
     isolation_level: &str,
     partitions: usize,
-) -> Result<Arc<LoudConsumer>, CannotLook> {
+) -> Result<Arc<TopicReader>, CannotLook> {
     let ahead_kbytes = (AHEAD_KBYTES / partitions.max(1)).clamp(AHEAD_KBYTES_MIN, AHEAD_KBYTES_MAX);
-    let consumer = clients
-        .reader_config(isolation_level)
+    let mut config = clients.reader_config(isolation_level);
+    config
         .set("group.id", group_id)
         .set("auto.offset.reset", "error")
         .set("queued.max.messages.kbytes", ahead_kbytes.to_string())
@@ -291,7 +273,6 @@ fn consumer(
         // A queue that is full is asked for more soon after, not a second later.
         .set("fetch.queue.backoff.ms", "5")
         // Partitions that are read to their end must not hold up the others: a broker answers one question at a time.
-        .set("fetch.wait.max.ms", "10")
-        .create_with_context(Complaints::default());
-    consumer.map(Arc::new).map_err(|error| CannotLook(format!("no Kafka client: {error}")))
+        .set("fetch.wait.max.ms", "10");
+    clients.reader_of(&config).map(Arc::new).map_err(|error| CannotLook(error.to_string()))
 }

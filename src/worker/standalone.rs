@@ -14,13 +14,13 @@ use super::repeats::Repeats;
 use super::{http, logging};
 use crate::clock::Clock;
 use crate::config::{self, ConfigErrors, ConnectorConfig, Providers, WorkerConfig};
-use crate::kafka::Clients;
+use crate::kafka::{Clients, client_log, lookup};
 use crate::metrics::Metrics;
 use crate::status::StatusBoard;
 use crate::task::supervisor::Ended;
 
-/// How long one question for the cluster's id may wait for a broker, and the pause before the next.
-const CLUSTER_ID_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause before the cluster's id is asked for again.
+const CLUSTER_ID_PAUSE: Duration = Duration::from_secs(10);
 
 /// Runs until a signal, or until no connector may go on.
 pub fn run(worker: &Path, connectors: &[PathBuf]) -> Exit {
@@ -143,6 +143,7 @@ async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>, repe
             _ = tick.tick() => {
                 board.tick();
                 repeats.tell();
+                client_log::tell_left_out();
             }
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
@@ -173,9 +174,9 @@ async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>, repe
 async fn tell_cluster_id(clients: Clients, board: Arc<StatusBoard>) {
     loop {
         let asked = clients.clone();
-        match tokio::task::spawn_blocking(move || asked.cluster_id(CLUSTER_ID_TIMEOUT)).await {
+        match tokio::task::spawn_blocking(move || lookup::cluster_id(&asked)).await {
             Ok(Some(id)) => return board.set_kafka_cluster_id(id),
-            Ok(None) => tokio::time::sleep(CLUSTER_ID_TIMEOUT).await,
+            Ok(None) => tokio::time::sleep(CLUSTER_ID_PAUSE).await,
             Err(_) => return,
         }
     }

@@ -48,6 +48,11 @@ impl Broker {
         &self.address
     }
 
+    /// Address of the controller in it, which serves no clients.
+    pub fn controller(&self) -> &str {
+        &self.controller
+    }
+
     /// How the others find this one as a voter.
     pub(super) fn voter(&self) -> String {
         format!("{}@{}", self.id, self.controller)

@@ -20,7 +20,7 @@ mod worker;
 
 pub use broker::Broker;
 pub use corp::{Corp, SECRET};
-pub use kafka::{Kafka, SASL_PASSWORD, SASL_USER};
+pub use kafka::{Kafka, SASL_PASSWORD, SASL_USER, Secured};
 pub use parts::{connector, promtool, repository, simulator, simulator_library, vendor_library};
 pub use process::Process;
 pub use reader::Reader;

@@ -26,7 +26,8 @@ pub struct Kafka {
     secured: Option<Secured>,
 }
 
-/// Addresses of the listeners that ask who is there. PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 are on for the SASL ones.
+/// Addresses of the listeners that ask who is there. PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 and
+/// OAUTHBEARER, with tokens that nobody has signed, are on for the SASL ones.
 #[derive(Debug)]
 pub struct Secured {
     pub ssl: String,
@@ -48,6 +49,29 @@ impl Kafka {
     /// As [`Kafka::start`], with TLS and SASL listeners beside the plain one.
     pub fn start_secured() -> Kafka {
         Kafka::start_with("", true)
+    }
+
+    /// As [`Kafka::start_secured`], with an authorizer: [`SASL_USER`] may do what [`Kafka::allow`] says, and who comes without a
+    /// name may do everything.
+    pub fn start_authorized() -> Kafka {
+        let authorizer = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+                          super.users=User:ANONYMOUS";
+        Kafka::start_with(authorizer, true)
+    }
+
+    /// Lets [`SASL_USER`] do these things with topics, as `&["Read", "Describe"]`.
+    pub fn allow(&self, operations: &[&str], topics: &[&str]) {
+        let principal = format!("User:{SASL_USER}");
+        let mut arguments = vec!["--add", "--allow-principal", &principal];
+        arguments.extend(operations.iter().flat_map(|operation| ["--operation", operation]));
+        arguments.extend(topics.iter().flat_map(|topic| ["--topic", topic]));
+        self.tool("org.apache.kafka.tools.AclCommand", &arguments);
+    }
+
+    /// The names of all topics.
+    pub fn topics(&self) -> Vec<String> {
+        let metadata = self.admin().inner().fetch_metadata(None, PATIENCE).expect("an answer");
+        metadata.topics().iter().map(|topic| topic.name().to_owned()).collect()
     }
 
     /// The broker that the tests of one binary share. Tests keep apart by [`super::unique`] names.
@@ -180,7 +204,7 @@ impl Secured {
     pub(super) fn server_properties(&self) -> String {
         let mut lines = format!(
             "ssl.keystore.type=PEM\nssl.keystore.location={}\n\
-             sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n",
+             sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER\n",
             self.broker.display()
         );
         for listener in ["sasl_plaintext", "sasl_ssl"] {
@@ -190,7 +214,9 @@ impl Secured {
                 "listener.name.{listener}.plain.sasl.jaas.config={module}.plain.PlainLoginModule required \
                  user_{SASL_USER}=\"{SASL_PASSWORD}\";\n\
                  listener.name.{listener}.scram-sha-256.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
-                 listener.name.{listener}.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n"
+                 listener.name.{listener}.scram-sha-512.sasl.jaas.config={module}.scram.ScramLoginModule required;\n\
+                 listener.name.{listener}.oauthbearer.sasl.jaas.config={module}.oauthbearer.OAuthBearerLoginModule required \
+                 unsecuredLoginStringClaim_sub=\"broker\";\n"
             )
             .expect("write to a string");
         }
