@@ -13,6 +13,10 @@ use crate::clock::{Clock, Now};
 /// The process's own loop ticks about every second; without a tick for this long the process counts as hung.
 pub const LIVENESS_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long trouble is told after the moment at which it should have been met again: what it was met with may have gone to another
+/// worker.
+const TROUBLE_REMEMBERED: Duration = Duration::from_secs(15 * 60);
+
 /// Kafka Connect's states of a connector and of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -61,6 +65,8 @@ pub struct Status {
     pub reason: Option<String>,
     /// What has happened and must be known, whatever came after it.
     pub notice: Option<String>,
+    /// Troubles that last, each a sentence with since when and how often. Other work goes on beside them.
+    pub troubles: Vec<String>,
     /// When the state was entered, in ms since 1970.
     pub since_ms: i64,
     /// When a failed task is tried again by itself, in ms since 1970.
@@ -80,7 +86,8 @@ impl Status {
     pub fn trace(&self) -> Option<String> {
         let next = self.next_attempt_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
         let next = next.map(|next| format!("The next attempt is at {next:.0}."));
-        let sentences: Vec<String> = [self.reason.clone(), next, self.notice.clone()].into_iter().flatten().collect();
+        let sentences = [self.reason.clone(), next].into_iter().flatten();
+        let sentences: Vec<String> = sentences.chain(self.troubles.clone()).chain(self.notice.clone()).collect();
         (!sentences.is_empty()).then(|| sentences.join(" "))
     }
 }
@@ -126,6 +133,7 @@ struct Entry {
     state: State,
     reason: Option<String>,
     notice: Option<String>,
+    troubles: BTreeMap<&'static str, Trouble>,
     since_ms: i64,
     next_attempt_ms: Option<i64>,
     restarts: u64,
@@ -135,12 +143,32 @@ struct Entry {
     has_started: bool,
 }
 
+/// Trouble that is told until it is over.
+#[derive(Debug)]
+struct Trouble {
+    reason: String,
+    since: Now,
+    times: u64,
+    /// From here it is not told any more.
+    until: Instant,
+}
+
+impl Trouble {
+    fn sentence(&self, now: Now) -> String {
+        let since = jiff::Timestamp::from_millisecond(self.since.unix_ms).unwrap_or_default();
+        let age = now.instant.saturating_duration_since(self.since.instant).as_secs();
+        let times = if self.times == 1 { "once".to_owned() } else { format!("{} times", self.times) };
+        format!("{} (since {since:.0}, {age} s; met {times})", self.reason)
+    }
+}
+
 impl Entry {
     fn shared(state: State, now: Now) -> Shared {
         Arc::new(Mutex::new(Self {
             state,
             reason: None,
             notice: None,
+            troubles: BTreeMap::new(),
             since_ms: now.unix_ms,
             next_attempt_ms: None,
             restarts: 0,
@@ -159,6 +187,9 @@ impl Entry {
         }
         self.restarts += u64::from(state == State::Restarting);
         self.has_started |= state == State::Running;
+        if !state.wants_progress() {
+            self.troubles.clear();
+        }
         (self.state, self.reason, self.next_attempt_ms) = (state, reason, None);
     }
 
@@ -167,6 +198,12 @@ impl Entry {
             state: self.state,
             reason: self.reason.clone(),
             notice: self.notice.clone(),
+            troubles: self
+                .troubles
+                .values()
+                .filter(|trouble| now.instant < trouble.until)
+                .map(|trouble| trouble.sentence(now))
+                .collect(),
             since_ms: self.since_ms,
             next_attempt_ms: self.next_attempt_ms,
             restarts: self.restarts,
@@ -228,7 +265,8 @@ impl StatusBoard {
             .collect()
     }
 
-    /// Unhealthy if a connector or task is FAILED, or a task that is meant to work has got nothing done for longer than the timeout.
+    /// Unhealthy if a connector or task is FAILED, or a task has trouble that lasts, or one that is meant to work has got nothing
+    /// done for longer than the timeout.
     pub fn health(&self) -> Health {
         let connectors = self.connectors();
         let mut problems = Vec::new();
@@ -238,7 +276,7 @@ impl StatusBoard {
             }
             for (id, task) in &connector.tasks {
                 let name = format!("task {}-{id}", connector.name);
-                if task.state == State::Failed {
+                if task.state == State::Failed || (!task.troubles.is_empty() && !self.is_stuck(task)) {
                     problems.push(describe(&name, task));
                 } else if self.is_stuck(task) {
                     let age = task.progress_age.as_secs();
@@ -393,6 +431,24 @@ impl TaskHandle {
     pub fn degraded(&self, reason: impl Into<String>) {
         let reason = reason.into();
         self.update(|task, _| task.reason = Some(reason));
+    }
+
+    /// Trouble beside which other work goes on and takes nothing back: told, with since when and how often, until
+    /// [`TaskHandle::trouble_is_over`] says so of the same `kind`. Also told no more some time after `next_try`, by when it should
+    /// have been met again.
+    pub fn trouble(&self, kind: &'static str, reason: impl Into<String>, next_try: Duration) {
+        let reason = reason.into();
+        self.update(|task, now| {
+            let until = now.instant + next_try + TROUBLE_REMEMBERED;
+            let before = task.troubles.get(kind).filter(|before| now.instant < before.until);
+            let (since, times) = before.map_or((now, 0), |before| (before.since, before.times));
+            task.troubles.insert(kind, Trouble { reason, since, times: times + 1, until });
+        });
+    }
+
+    /// See [`TaskHandle::trouble`].
+    pub fn trouble_is_over(&self, kind: &'static str) {
+        self.update(|task, _| drop(task.troubles.remove(kind)));
     }
 
     /// Something that must be known until this worker ends, also when all is well again. The newest one counts.
