@@ -4,9 +4,11 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use crate::archive::keyring::KeyRing;
-use crate::cli::connect;
+use crate::cli::connect::{self, Trouble};
 use crate::config::{self, ConfigErrors, Problem, Providers};
 use crate::sdk;
+use crate::storage::Store;
+use crate::worker::exit::Exit;
 use crate::worker::http;
 
 /// Print the reference of all configuration keys.
@@ -22,7 +24,8 @@ pub struct ReferenceArgs {
 /// Check configuration files and say everything that is wrong, without starting anything.
 ///
 /// Values are read as at a start, references to secrets too, and the private keys are opened. Nothing connects to Kafka, WeCom
-/// or storage; with --connect, WeCom is asked for one record of each archive, and what it says is told.
+/// or storage; with --connect, WeCom is asked for one record of each archive, and what it says is told. A small object is written
+/// to each storage, read and, as far as the storage lets, deleted again.
 #[derive(Debug, clap::Args)]
 pub struct ValidateArgs {
     /// Worker file
@@ -33,7 +36,7 @@ pub struct ValidateArgs {
     #[arg(value_name = "CONNECTOR", required = true)]
     pub connectors: Vec<PathBuf>,
 
-    /// Ask WeCom too, where the files are valid: account, allow list, proxy and certificates
+    /// Ask WeCom and storage too, where the files are valid: account, allow list, proxy and certificates; bucket, keys and rights
     #[arg(long)]
     pub connect: bool,
 }
@@ -52,11 +55,11 @@ pub fn print_reference(args: &ReferenceArgs, out: &mut impl Write) -> anyhow::Re
     Ok(())
 }
 
-/// Checks the files and writes what is wrong, one line a problem; true when nothing is.
+/// Checks the files and writes what is wrong, one line a problem.
 ///
 /// # Errors
 /// When `out` cannot be written.
-pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<bool> {
+pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<Exit> {
     let mut errors: Vec<ConfigErrors> = Vec::new();
     let worker = match config::load_worker(&args.worker) {
         Ok((worker, warnings)) => {
@@ -100,31 +103,37 @@ pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<boo
         }
     }
     if !errors.is_empty() {
-        return Ok(false);
+        return Ok(Exit::Usage);
     }
     writeln!(out, "{} files are valid", 1 + args.connectors.len())?;
-    if args.connect { connect_all(&args.connectors, &connectors, out) } else { Ok(true) }
+    if args.connect { connect_all(&args.connectors, &connectors, out) } else { Ok(Exit::Success) }
 }
 
-/// Asks WeCom for each connector; true when it lets all of them in.
+/// Asks everybody for each connector, and says what they answer.
 fn connect_all(
     files: &[PathBuf],
     connectors: &[config::ConnectorConfig],
     out: &mut impl Write,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut is_well = true;
+    let mut exit = Exit::Success;
     for (file, connector) in files.iter().zip(connectors) {
         let file = file.display();
-        match runtime.block_on(connect::connect(connector)) {
-            Ok(()) => writeln!(out, "{file}: WeCom lets {} read the archive", connector.corp_id)?,
-            Err(reason) => {
-                is_well = false;
-                writeln!(out, "error: {file}: {reason}")?;
+        for answer in runtime.block_on(connect::all(connector)) {
+            match answer {
+                Ok(said) => writeln!(out, "{file}: {said}")?,
+                Err(Trouble::Passing(reason)) => {
+                    writeln!(out, "error: {file}: {reason}")?;
+                    exit = if exit == Exit::Usage { exit } else { Exit::Unavailable };
+                }
+                Err(Trouble::Lasting(reason)) => {
+                    writeln!(out, "error: {file}: {reason}")?;
+                    exit = Exit::Usage;
+                }
             }
         }
     }
-    Ok(is_well)
+    Ok(exit)
 }
 
 /// The files that the worker's listener names.
@@ -148,6 +157,9 @@ fn check_files(connector: &config::ConnectorConfig) -> Option<ConfigErrors> {
         let key = if connector.private_keys.is_empty() { "wecom.private.keys.dir" } else { "wecom.private.keys" };
         problems.extend(faults.0.iter().map(|fault| Problem::hidden(key, fault.to_string())));
     }
+    if let Err(error) = Store::examine(&connector.storage) {
+        problems.push(Problem::hidden("storage.type", error.to_string()));
+    }
     (!problems.is_empty()).then(|| ConfigErrors::new(problems))
 }
 
@@ -166,14 +178,19 @@ mod tests {
             |keys: &str| format!("name=n\ntopic=t\nwecom.corp.id=ww\nwecom.secret=s\nwecom.private.keys.dir={keys}\n");
         std::fs::write(path("worker"), "bootstrap.servers=a:1\nlistener=\n").unwrap();
         std::fs::write(path("good"), connector(&keys.display().to_string())).unwrap();
-        std::fs::write(path("bad"), connector("/nonexistent") + "wecom.sdk.library=/nonexistent.so\nname.x=1\n")
-            .unwrap();
+        std::fs::write(
+            path("bad"),
+            connector("/nonexistent")
+                + "wecom.sdk.library=/nonexistent.so\nname.x=1\nstorage.type=s3\n\
+            storage.bucket=b\nstorage.region=r\nstorage.ca.file=/nonexistent.pem\n",
+        )
+        .unwrap();
         let run = |connectors: &[&str]| {
             let connectors = connectors.iter().map(|name| path(name)).collect();
             let mut text = Vec::new();
             let valid =
                 validate(&ValidateArgs { worker: path("worker"), connectors, connect: false }, &mut text).unwrap();
-            (valid, String::from_utf8(text).unwrap())
+            (valid == Exit::Success, String::from_utf8(text).unwrap())
         };
 
         let (valid, text) = run(&["good"]);
@@ -186,6 +203,7 @@ mod tests {
         for part in [
             "bad: wecom.sdk.library = \"/nonexistent.so\": there is no such file",
             "bad: wecom.private.keys.dir: /nonexistent: cannot be read",
+            "bad: storage.type: storage ca: /nonexistent.pem: No such file",
             "none: there is no such file",
             "error: name: two connectors of this worker have the name n",
         ] {
