@@ -13,8 +13,8 @@ use crate::clock::{Clock, Now};
 /// The process's own loop ticks about every second; without a tick for this long the process counts as hung.
 pub const LIVENESS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long trouble is told after the moment at which it should have been met again: what it was met with may have gone to another
-/// worker.
+/// How long trouble is told after the moment at which it should have been met again: what it was met with may have gone
+/// to another worker.
 const TROUBLE_REMEMBERED: Duration = Duration::from_secs(15 * 60);
 
 /// Kafka Connect's states of a connector and of a task.
@@ -265,8 +265,8 @@ impl StatusBoard {
             .collect()
     }
 
-    /// Unhealthy if a connector or task is FAILED, or a task has trouble that lasts, or one that is meant to work has got nothing
-    /// done for longer than the timeout.
+    /// Unhealthy if a connector or task is FAILED, or a task has trouble that lasts, or one that is meant to work has
+    /// got nothing done for longer than the timeout.
     pub fn health(&self) -> Health {
         let connectors = self.connectors();
         let mut problems = Vec::new();
@@ -434,8 +434,8 @@ impl TaskHandle {
     }
 
     /// Trouble beside which other work goes on and takes nothing back: told, with since when and how often, until
-    /// [`TaskHandle::trouble_is_over`] says so of the same `kind`. Also told no more some time after `next_try`, by when it should
-    /// have been met again.
+    /// [`TaskHandle::trouble_is_over`] says so of the same `kind`. Also told no more some time after `next_try`, by
+    /// when it should have been met again.
     pub fn trouble(&self, kind: &'static str, reason: impl Into<String>, next_try: Duration) {
         let reason = reason.into();
         self.update(|task, now| {

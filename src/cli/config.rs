@@ -23,9 +23,9 @@ pub struct ReferenceArgs {
 
 /// Check configuration files and say everything that is wrong, without starting anything.
 ///
-/// Values are read as at a start, references to secrets too, and the private keys are opened. Nothing connects to Kafka, WeCom
-/// or storage; with --connect, WeCom is asked for one record of each archive, and what it says is told. A small object is written
-/// to each storage, read and, as far as the storage lets, deleted again.
+/// Values are read as at a start, references to secrets too, and the private keys are opened. Nothing connects to
+/// Kafka, WeCom or storage; with --connect, WeCom is asked for one record of each archive, and what it says is told. A
+/// small object is written to each storage, read and, as far as the storage lets, deleted again.
 #[derive(Debug, clap::Args)]
 pub struct ValidateArgs {
     /// Worker file
@@ -36,7 +36,8 @@ pub struct ValidateArgs {
     #[arg(value_name = "CONNECTOR", required = true)]
     pub connectors: Vec<PathBuf>,
 
-    /// Ask WeCom and storage too, where the files are valid: account, allow list, proxy and certificates; bucket, keys and rights
+    /// Ask WeCom and storage too, where the files are valid: account, allow list, proxy and certificates; bucket, keys
+    /// and rights
     #[arg(long)]
     pub connect: bool,
 }

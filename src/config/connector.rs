@@ -97,7 +97,8 @@ pub struct ConnectorConfig {
     pub media_concurrency: usize,
     /// Pause before a file is tried again, in milliseconds.
     pub media_retry_delay_ms: u64,
-    /// Age from which a stored object is not referred to again, in milliseconds; none where each file is stored by itself.
+    /// Age from which a stored object is not referred to again, in milliseconds; none where each file is stored by
+    /// itself.
     pub media_deduplicate_age_max_ms: Option<u64>,
     /// Where media are stored.
     pub storage: StorageConfig,

@@ -69,8 +69,8 @@ pub struct FileRequest<'a> {
 }
 
 impl FileRequest<'_> {
-    /// Whether bytes of another MD5 than the declared one are the file all the same. WeCom's clients declare one for emoticons that
-    /// no file ever has.
+    /// Whether bytes of another MD5 than the declared one are the file all the same. WeCom's clients declare one for
+    /// emoticons that no file ever has.
     fn is_it_despite_md5(&self, content: &StoredContent) -> bool {
         self.msgtype == "emotion"
             && self.declared_size == Some(content.size)

@@ -25,7 +25,8 @@ const DOUBLINGS_MAX: u32 = 6;
 /// Pauses while the store or the SDK is of no use.
 const WAIT_MIN: Duration = Duration::from_secs(1);
 
-/// What a status tells as long as it lasts: that nothing can be brought, and that the store is well but does not take some files.
+/// What a status tells as long as it lasts: that nothing can be brought, and that the store is well but does not take
+/// some files.
 pub const MEDIA_WAIT: &str = "media wait";
 const REFUSED_FILES: &str = "files refused by the store";
 
