@@ -27,7 +27,7 @@ pub use documentation::{definitions, markdown, validation};
 pub use listener::Listener;
 pub use problem::{ConfigErrors, Problem, Warning};
 pub use reference::Providers;
-pub use storage::{StorageConfig, StorageType};
+pub use storage::{FileMode, StorageConfig, StorageType};
 pub use topics::{TopicCreation, TopicSettings};
 pub use worker::{LogFormat, WorkerConfig};
 

@@ -5,12 +5,18 @@
 //! comes out is final for the object at hand. opendal loses a buffer when a failed write is called again (opendal#7400), so
 //! nobody does: a failed [`Upload`] is aborted and its object written anew.
 //!
+//! Nothing here needs the rights to delete or to list, and nothing that stands is needed to be written over.
+//!
 //! A killed process leaves the parts of its multipart uploads behind: give the bucket a lifecycle rule that aborts incomplete
 //! uploads. In a local folder they lie in `.uploads`.
 
-use std::error::Error;
+mod error;
+mod folder;
+mod transport;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +25,9 @@ use opendal::options::WriteOptions;
 use opendal::{Configurator, ErrorKind, Operator, services};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use self::error::Asked;
+pub use self::error::StorageError;
+use self::folder::Folder;
 use crate::config::{Settings, StorageConfig, StorageType};
 
 /// What is held of a file before it goes to the store, and the size of a part: above every store's minimum (5 MiB), and
@@ -31,56 +40,83 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one part may take: 8 MiB at 0.7 Mbit/s.
 const PART_TIMEOUT: Duration = Duration::from_secs(100);
 
-/// Where unfinished files of a local folder lie.
-const UPLOADS_FOLDER: &str = ".uploads";
+/// What is written to see whether the store can be used.
+const PROBE: &[u8] = b"wecom-connector";
+
+/// How often a probe is looked for that somebody else takes away.
+const PROBES_MAX: u32 = 3;
 
 /// Kept in a URI as they are: what RFC 3986 calls unreserved, and the separator of keys.
 const URI_ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
-
-/// Why the store did not do what it was asked. Requests have been repeated before.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StorageError {
-    /// Settings, the bucket or the rights are wrong. Waiting helps only when somebody changes them.
-    #[error("storage {store}: {problem}")]
-    Configuration { store: String, problem: String },
-    /// The store cannot be reached, is overloaded, full or failing. Waiting can help.
-    #[error("storage {store}: {problem}")]
-    Unavailable { store: String, problem: String },
-    /// What was stored is not what was written. The object has to be written anew.
-    #[error("storage {store}: {key} holds {found:?} bytes after {written} were written")]
-    Length { store: String, key: String, written: u64, found: Option<u64> },
-}
 
 /// A store. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     operator: Operator,
-    kind: StorageType,
     prefix: String,
     /// The root as a URI, with a slash at its end.
     base_uri: String,
+    /// How errors call it: the root, and the endpoint.
+    name: Arc<str>,
+    /// For a local folder.
+    folder: Option<Folder>,
+}
+
+/// An object that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Bytes.
+    pub length: u64,
+    /// When it was written, in ms since 1970, by the store's clock; none where the store does not tell.
+    pub modified_ms: Option<i64>,
 }
 
 impl Store {
     /// Sets up the store; nothing is sent yet. A local folder is made.
     pub fn open(config: &StorageConfig) -> Result<Self, StorageError> {
-        if config.kind == StorageType::Fs {
-            make_folder(&config.options)?;
+        if let Some(root) = root(config) {
+            Folder::make(root, config.file_mode)?;
         }
-        Self::open_read_only(config)
+        Self::set_up(config)
     }
 
     /// As [`Store::open`], for one that only reads: a local folder has to be there.
     pub fn open_read_only(config: &StorageConfig) -> Result<Self, StorageError> {
-        let folder = config.options.get("root").map(Path::new).filter(|_| config.kind == StorageType::Fs);
-        if let Some(folder) = folder
-            && !folder.is_dir()
-        {
-            return Err(StorageError::Configuration {
-                store: "fs".into(),
-                problem: format!("there is no folder {}; check storage.path", folder.display()),
-            });
+        if let Some(folder) = root(config).filter(|folder| !folder.is_dir()) {
+            let problem = format!("there is no folder {}; check storage.path", folder.display());
+            return Err(StorageError::configuration("fs", problem));
         }
+        Self::set_up(config)
+    }
+
+    /// Whether the configuration makes a store. Nothing is made or sent.
+    pub fn examine(config: &StorageConfig) -> Result<(), StorageError> {
+        Self::set_up(config).map(|_| ())
+    }
+
+    /// Whether the store can be used, by [`Store::check`]. What is made for it is taken away again, as far as the store lets.
+    pub async fn try_out(config: &StorageConfig) -> Result<(), StorageError> {
+        let folders = root(config).map(|root| [Folder::uploads(root), root.join(&config.prefix)]);
+        let folders = folders.iter().flatten().flat_map(|folder| folder.ancestors());
+        let mut missing: Vec<&Path> =
+            folders.filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
+        let store = Self::open(config);
+        let probed = match &store {
+            Ok(store) => store.probe(false).await,
+            Err(error) => Err(error.clone()),
+        };
+        if let (Ok(store), Ok(true)) = (&store, &probed) {
+            let _ = store.operator.delete(&store.probe_key()).await;
+        }
+        // The innermost first.
+        missing.sort_by_key(|folder| std::cmp::Reverse(folder.components().count()));
+        for folder in missing {
+            let _ = std::fs::remove_dir(folder);
+        }
+        probed.map(|_| ())
+    }
+
+    fn set_up(config: &StorageConfig) -> Result<Self, StorageError> {
         // Registers the HTTP client once a process; without it every request fails.
         opendal::install_default();
         let options = config.options.clone();
@@ -98,13 +134,11 @@ impl Store {
             StorageType::Azblob => remote::<services::AzblobConfig>(config.kind, options),
             #[allow(unreachable_patterns, reason = "which kinds are left depends on the features")]
             other => {
-                return Err(StorageError::Configuration {
-                    store: other.name().into(),
-                    problem: format!(
-                        "this build does not have it; build with --features {0}, or take another storage.type",
-                        other.name()
-                    ),
-                });
+                let problem = format!(
+                    "this build does not have it; build with --features {0}, or take another storage.type",
+                    other.name()
+                );
+                return Err(StorageError::configuration(other.name(), problem));
             }
         }?;
         let operator = match config.kind {
@@ -112,13 +146,26 @@ impl Store {
             StorageType::Fs => operator.layer(timeouts),
             _ => operator.layer(timeouts).layer(retries),
         };
+        let operator = match &config.ca_file {
+            Some(file) => {
+                let context = operator.context().with_http_transport(transport::trusting(file)?);
+                operator.with_context(context)
+            }
+            None => operator,
+        };
         let info = operator.info();
         let root = info.root();
         let base_uri = match config.kind {
             StorageType::Fs => format!("file://{}/", escaped(root.trim_end_matches('/'))),
             kind => format!("{}://{}/{}", scheme(kind), info.name(), escaped(root.trim_start_matches('/'))),
         };
-        Ok(Self { operator, kind: config.kind, prefix: config.prefix.clone(), base_uri })
+        let name = match config.options.get("endpoint") {
+            // A password may stand before an @.
+            Some(endpoint) if !endpoint.contains('@') => format!("{base_uri} at {endpoint}").into(),
+            _ => base_uri.as_str().into(),
+        };
+        let folder = (config.kind == StorageType::Fs).then(|| Folder::new(PathBuf::from(root), config.file_mode));
+        Ok(Self { operator, prefix: config.prefix.clone(), base_uri, name, folder })
     }
 
     /// Stands before every key; can be empty.
@@ -138,29 +185,83 @@ impl Store {
         is_plain.then(|| key.into_owned())
     }
 
-    /// Writes, reads and deletes a small object, so that a wrong bucket, wrong keys or missing rights are seen at start.
+    /// Writes a small object where there is none and reads it back, so that a wrong bucket, wrong keys or missing rights are seen.
+    ///
+    /// It has one name and stays: nothing needs the right to delete, and where nothing can be deleted nothing piles up.
     pub async fn check(&self) -> Result<(), StorageError> {
-        const PROBE: &[u8] = b"wecom-connector";
-        // Workers that start at the same time must not delete each other's.
-        let name = format!(".probe-{}-{:x}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
-        let key = if self.prefix.is_empty() { name } else { format!("{}/{name}", self.prefix) };
-        self.put(&key, PROBE.into(), "text/plain").await?;
-        let read = self.get(&key, PROBE.len() as u64).await?;
-        self.operator.delete(&key).await.map_err(|error| self.error(&error))?;
-        if read.as_deref() != Some(PROBE) {
-            return Err(StorageError::Unavailable {
-                store: self.base_uri.clone(),
-                problem: "what was written cannot be read back".into(),
-            });
+        // In a folder nothing piles up.
+        self.probe(self.folder.is_some()).await.map(|_| ())
+    }
+
+    /// As [`Store::check`], and writes over what is there, so that a store that is full is seen, too.
+    pub async fn check_room(&self) -> Result<(), StorageError> {
+        self.probe(true).await.map(|_| ())
+    }
+
+    /// See [`Store::check`]. Gives whether there was no probe before.
+    async fn probe(&self, writes_over: bool) -> Result<bool, StorageError> {
+        let key = self.probe_key();
+        let mut probes = 0;
+        loop {
+            probes += 1;
+            let is_new = self.put_new(&key, PROBE.into(), "text/plain").await?;
+            if writes_over && !is_new {
+                self.put(&key, PROBE.into(), "text/plain").await?;
+            }
+            match self.get(&key, PROBE.len() as u64).await? {
+                Some(read) if read == PROBE => return Ok(is_new),
+                // Somebody who tries the store out has taken it away.
+                None if !is_new && probes < PROBES_MAX => {}
+                _ => return Err(StorageError::unavailable(&self.name, "what was written cannot be read back")),
+            }
         }
-        Ok(())
+    }
+
+    fn probe_key(&self) -> String {
+        if self.prefix.is_empty() { ".probe".to_owned() } else { format!("{}/.probe", self.prefix) }
     }
 
     /// Writes a small object in one request. Readers see all of it or nothing.
+    ///
+    /// Where the store refuses and the same bytes stand there already, all is well: a repeat, and the store keeps what it has.
     pub async fn put(&self, key: &str, bytes: Bytes, content_type: &str) -> Result<(), StorageError> {
         let options = WriteOptions { content_type: self.content_type(content_type), ..WriteOptions::default() };
-        self.operator.write_options(key, bytes, options).await.map_err(|error| self.error(&error))?;
-        self.make_durable(key).await
+        match self.write(key, bytes.clone(), options).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let error = self.error(Asked::Write, &error);
+                let is_there =
+                    !error.is_transient() && self.get(key, bytes.len() as u64).await == Ok(Some(bytes.to_vec()));
+                if is_there { Ok(()) } else { Err(error) }
+            }
+        }?;
+        self.settle(key).await
+    }
+
+    /// As [`Store::put`] where there is no such object; gives whether there was none. Stores that do not know this condition write
+    /// over what is there.
+    async fn put_new(&self, key: &str, bytes: Bytes, content_type: &str) -> Result<bool, StorageError> {
+        if self.operator.info().capability().write_with_if_not_exists {
+            let content_type = self.content_type(content_type);
+            let options = WriteOptions { content_type, if_not_exists: true, ..WriteOptions::default() };
+            match self.write(key, bytes.clone(), options).await {
+                Ok(()) => return self.settle(key).await.map(|()| true),
+                Err(error) if error.kind() == ErrorKind::ConditionNotMatch => return Ok(false),
+                Err(error) => {
+                    let error = self.error(Asked::Write, &error);
+                    if error.is_transient() {
+                        return Err(error);
+                    }
+                    tracing::debug!(%error, "the store does not write an object under a condition");
+                }
+            }
+        }
+        self.put(key, bytes, content_type).await.map(|()| true)
+    }
+
+    async fn write(&self, key: &str, bytes: Bytes, options: WriteOptions) -> opendal::Result<()> {
+        self.prepare(key).await?;
+        self.operator.write_options(key, bytes, options).await.map(|_| ())
     }
 
     /// Reads an object of at most `bytes_max`; `None` where there is none, or a larger one.
@@ -171,21 +272,21 @@ impl Store {
         match self.operator.read(key).await {
             Ok(buffer) => Ok(Some(buffer.to_vec())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.error(&error)),
+            Err(error) => Err(self.error(Asked::Read, &error)),
         }
     }
 
     /// Gives an object's bytes, some at a time, and its length; `None` where there is none.
     pub async fn read(&self, key: &str, mut each: impl FnMut(&[u8])) -> Result<Option<u64>, StorageError> {
         let Some(length) = self.length(key).await? else { return Ok(None) };
-        let reader = self.operator.reader(key).await.map_err(|error| self.error(&error))?;
+        let reader = self.operator.reader(key).await.map_err(|error| self.error(Asked::Read, &error))?;
         let mut from = 0;
         while from < length {
             let to = length.min(from + PART_BYTES as u64);
             match reader.read(from..to).await {
                 Ok(buffer) => buffer.for_each(|bytes| each(&bytes)),
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(self.error(&error)),
+                Err(error) => return Err(self.error(Asked::Read, &error)),
             }
             from = to;
         }
@@ -194,10 +295,21 @@ impl Store {
 
     /// How long an object is; `None` where there is none.
     pub async fn length(&self, key: &str) -> Result<Option<u64>, StorageError> {
+        Ok(self.look(key).await?.map(|found| found.length))
+    }
+
+    /// What is known of an object without reading it; `None` where there is none.
+    ///
+    /// # Errors
+    /// Also where there is none and the right to list is missing: S3 then answers as for an object that must not be read.
+    pub async fn look(&self, key: &str) -> Result<Option<Found>, StorageError> {
         match self.operator.stat(key).await {
-            Ok(metadata) => Ok(Some(metadata.content_length())),
+            Ok(metadata) => {
+                let modified_ms = metadata.last_modified().map(|time| time.into_inner().as_millisecond());
+                Ok(Some(Found { length: metadata.content_length(), modified_ms }))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.error(&error)),
+            Err(error) => Err(self.error(Asked::Look, &error)),
         }
     }
 
@@ -209,7 +321,9 @@ impl Store {
             content_type: self.content_type(content_type),
             ..WriteOptions::default()
         };
-        let writer = self.operator.writer_options(key, options).await.map_err(|error| self.error(&error))?;
+        let refused = |error: opendal::Error| self.error(Asked::Write, &error);
+        self.prepare(key).await.map_err(refused)?;
+        let writer = self.operator.writer_options(key, options).await.map_err(refused)?;
         Ok(Upload { store: self.clone(), key: key.to_owned(), writer, length: 0 })
     }
 
@@ -217,28 +331,37 @@ impl Store {
         self.operator.info().capability().write_with_content_type.then(|| content_type.to_owned())
     }
 
-    /// A file's name is on the disk only when its folders are: a lost power must not take what Kafka was told of.
-    async fn make_durable(&self, key: &str) -> Result<(), StorageError> {
-        if self.kind != StorageType::Fs {
-            return Ok(());
-        }
-        let root = PathBuf::from(self.operator.info().root());
+    /// Makes the folders that a local file will lie in.
+    async fn prepare(&self, key: &str) -> opendal::Result<()> {
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
         let key = key.to_owned();
-        let synced = tokio::task::spawn_blocking(move || {
-            for folder in Path::new(&key).ancestors().skip(1) {
-                std::fs::File::open(root.join(folder))?.sync_all()?;
-            }
-            Ok::<_, std::io::Error>(())
-        });
-        synced.await.map_err(std::io::Error::other).flatten().map_err(|error| StorageError::Unavailable {
-            store: self.base_uri.clone(),
-            problem: format!("a folder cannot be written to the disk: {error}"),
+        on_disk(move || folder.prepare(&key)).await.map_err(|error| {
+            let kind = match error.kind() {
+                std::io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+                std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotADirectory => ErrorKind::NotADirectory,
+                _ => ErrorKind::Unexpected,
+            };
+            opendal::Error::new(kind, "a folder cannot be made").set_source(error)
         })
     }
 
-    fn error(&self, error: &opendal::Error) -> StorageError {
-        StorageError::of(&self.base_uri, error)
+    /// Gives a local file that has come its mode, and brings its name to the disk.
+    async fn settle(&self, key: &str) -> Result<(), StorageError> {
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
+        let key = key.to_owned();
+        on_disk(move || folder.settle(&key)).await.map_err(|error| {
+            StorageError::unavailable(&self.name, format!("a folder cannot be written to the disk: {error}"))
+        })
     }
+
+    fn error(&self, asked: Asked, error: &opendal::Error) -> StorageError {
+        StorageError::of(&self.name, asked, error)
+    }
+}
+
+/// Work of the file system, which would hold up the runtime.
+async fn on_disk(work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> std::io::Result<()> {
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other).flatten()
 }
 
 /// An object being written. It has to be finished or aborted; dropped, it leaves parts behind.
@@ -263,7 +386,7 @@ impl Upload {
     /// Final: the upload can only be aborted.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), StorageError> {
         let length = bytes.len() as u64;
-        self.writer.write(bytes).await.map_err(|error| self.store.error(&error))?;
+        self.writer.write(bytes).await.map_err(|error| self.store.error(Asked::Write, &error))?;
         self.length += length;
         Ok(())
     }
@@ -274,15 +397,15 @@ impl Upload {
     /// The upload is aborted then. An object of another length may stand there.
     pub async fn finish(mut self) -> Result<u64, StorageError> {
         if let Err(error) = self.writer.close().await {
-            let error = self.store.error(&error);
+            let error = self.store.error(Asked::Write, &error);
             self.abort().await;
             return Err(error);
         }
-        self.store.make_durable(&self.key).await?;
+        self.store.settle(&self.key).await?;
         let found = self.store.length(&self.key).await?;
         if found != Some(self.length) {
             return Err(StorageError::Length {
-                store: self.store.base_uri.clone(),
+                store: self.store.name.to_string(),
                 key: self.key,
                 written: self.length,
                 found,
@@ -307,66 +430,25 @@ fn scheme(kind: StorageType) -> &'static str {
     }
 }
 
-impl StorageError {
-    /// Whether waiting can help without anybody changing anything.
-    pub fn is_transient(&self) -> bool {
-        !matches!(self, Self::Configuration { .. })
-    }
-
-    fn of(store: &str, error: &opendal::Error) -> Self {
-        // Answers of stores hold bucket, key and request id, no secrets; their length is anybody's guess.
-        let mut cause: &dyn Error = error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
-        let mut said = error.message().to_owned();
-        if error.source().is_some() {
-            said = format!("{said} ({cause})");
-        }
-        let said: String = said.chars().take(300).collect();
-        let (advice, configuration) = match error.kind() {
-            ErrorKind::ConfigInvalid => ("the settings are wrong or the bucket is missing; check storage.…", true),
-            ErrorKind::NotFound => ("the bucket or folder is missing; make it, or check storage.…", true),
-            ErrorKind::PermissionDenied => (
-                "access is denied; check the access keys or the folder's rights (reading, writing and deleting are needed), and this \
-                 machine's clock: a signature is good for minutes",
-                true,
-            ),
-            ErrorKind::Unsupported => ("the store cannot do this", true),
-            // Nothing here asks for an object not to be there: this is a local file where a folder should be.
-            ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
-                ("a folder and a file are in each other's place; check storage.path and storage.prefix", true)
-            }
-            ErrorKind::RateLimited => ("the store asks for fewer requests", false),
-            _ => ("a request failed; is the endpoint right and can it be reached?", false),
-        };
-        let problem = format!("{advice}: {said}");
-        let store = store.to_owned();
-        if configuration { Self::Configuration { store, problem } } else { Self::Unavailable { store, problem } }
-    }
+/// The folder of a local store.
+fn root(config: &StorageConfig) -> Option<&Path> {
+    config.options.get("root").map(Path::new).filter(|_| config.kind == StorageType::Fs)
 }
 
 fn remote<C: Configurator>(kind: StorageType, options: Settings) -> Result<Operator, StorageError> {
-    C::from_iter(options.0).and_then(Operator::from_config).map_err(|error| StorageError::of(kind.name(), &error))
+    let refused = |error: opendal::Error| StorageError::of(kind.name(), Asked::Open, &error);
+    C::from_iter(options.0).and_then(Operator::from_config).map_err(refused)
 }
 
 fn local(options: Settings) -> Result<Operator, StorageError> {
-    let refused = |error: opendal::Error| StorageError::of("fs", &error);
+    let refused = |error: opendal::Error| StorageError::of("fs", Asked::Open, &error);
     let mut config = services::FsConfig::from_iter(options.0).map_err(refused)?;
     config.atomic_write_dir = config
         .root
         .as_deref()
-        .map(|root| Path::new(root).join(UPLOADS_FOLDER))
+        .map(|root| Folder::uploads(Path::new(root)))
         .and_then(|folder| folder.to_str().map(str::to_owned));
     Operator::from_config(config).map_err(refused)
-}
-
-fn make_folder(options: &Settings) -> Result<(), StorageError> {
-    let Some(root) = options.get("root").map(Path::new) else { return Ok(()) };
-    std::fs::create_dir_all(root.join(UPLOADS_FOLDER)).map_err(|error| StorageError::Configuration {
-        store: "fs".into(),
-        problem: format!("the folder {} cannot be made or written: {error}; check storage.path", root.display()),
-    })
 }
 
 fn escaped(path: &str) -> String {
@@ -376,24 +458,6 @@ fn escaped(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn kinds_of_errors_tell_whether_waiting_helps() {
-        for (kind, words, is_transient) in [
-            // opendal's for an answer NoSuchBucket.
-            (ErrorKind::ConfigInvalid, "bucket is missing", false),
-            (ErrorKind::NotFound, "is missing", false),
-            (ErrorKind::PermissionDenied, "access is denied", false),
-            (ErrorKind::AlreadyExists, "in each other's place", false),
-            (ErrorKind::RateLimited, "fewer requests", true),
-            (ErrorKind::Unexpected, "can it be reached", true),
-        ] {
-            let error = opendal::Error::new(kind, "x".repeat(1000)).set_source(std::io::Error::other("refused"));
-            let error = StorageError::of("s3://archive/", &error);
-            assert!(error.to_string().contains(words) && error.to_string().len() < 500, "{error}");
-            assert_eq!(error.is_transient(), is_transient, "{error}");
-        }
-    }
 
     #[test]
     fn uris_name_the_service_the_bucket_and_the_whole_key() {
@@ -413,7 +477,7 @@ mod tests {
             if kind == StorageType::S3 {
                 options.0.insert("region".into(), "us-east-1".into());
             }
-            let result = Store::open(&StorageConfig { kind, prefix: String::new(), options });
+            let result = Store::open(&StorageConfig { kind, options, ..StorageConfig::default() });
             match (result, uri) {
                 (Ok(store), Some(uri)) => {
                     assert_eq!(store.uri("k"), uri);

@@ -145,6 +145,13 @@ fn who_is_on_the_way_is_said_and_gets_nothing() {
     let good = good.connector("good", &[("sdk.egress.upstream", &fake.address.to_string()), ca(&fake)]);
     let (code, told, _) = good.run(&["validate"], "good", &["--connect"]);
     assert!(code == Some(0) && told.ends_with("WeCom lets ww5ec0000000000001 read the archive\n"), "{code:?} {told}");
+    // Storage is asked, too. One that is away is no mistake of the files.
+    let away = format!("http://127.0.0.1:{}", harness::free_port());
+    let storage = [("storage.type", "s3"), ("storage.bucket", "b"), ("storage.endpoint", &away)];
+    let keys = [("storage.access.key.id", "id"), ("storage.secret.access.key", "key")];
+    let (code, told, _) =
+        good.connector("good", &storage).connector("good", &keys).run(&["validate"], "good", &["--connect"]);
+    assert!(code == Some(69) && told.contains(&format!("s3://b/ at {away}: a request failed")), "{code:?} {told}");
     let log = worker.log();
     assert!(log.contains("the secret of corp ww5ec0000000000001 is refused (40001)"), "{log}");
     for secret in [SECRET, TOKEN, "corpsecret=", "access_token="] {

@@ -37,10 +37,10 @@ async fn peak_of(bytes: usize) -> usize {
     let folder = tempfile::tempdir().expect("a folder");
     let root = folder.path().to_str().expect("UTF-8").to_owned();
     let options = [("root".to_owned(), root)].into_iter().collect();
-    let config = StorageConfig { kind: StorageType::Fs, prefix: String::new(), options };
+    let config = StorageConfig { options, ..StorageConfig::default() };
     let store = Store::open(&config).expect("a store");
-    let downloader =
-        Downloader::new(Zeros(bytes), store, "ww1", Metrics::new(Clock::system()).connector("test", "ww1"));
+    let metrics = Metrics::new(Clock::system()).connector("test", "ww1");
+    let downloader = Downloader::new(Zeros(bytes), store, "ww1", None, metrics);
     let file = FileRequest {
         media_id: "m1",
         sdkfileid: "file-id",
@@ -49,6 +49,7 @@ async fn peak_of(bytes: usize) -> usize {
         declared_size: Some(bytes as u64),
         declared_extension: None,
         dated_ms: 0,
+        now_ms: 0,
     };
     let before = HEAP.current_usage();
     HEAP.reset_peak_usage();

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use harness::{Kafka, PATIENCE, unique};
+use harness::{Kafka, PATIENCE, Rights, S3, S3Gate, unique};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use serde_json::Value;
@@ -19,6 +19,7 @@ use wecom_connector::archive::WINDOW_MS;
 use wecom_connector::clock::Clock;
 use wecom_connector::kafka::group::{Change, GroupConsumer};
 use wecom_connector::kafka::{Batch, BatchBytes, CommitError, Committer, OutgoingRecord};
+use wecom_connector::status::Health;
 use wecom_connector::task::alteration::{StoredOffset, Target};
 use wecom_connector::task::{TaskError, media_task};
 use world::{Committed, EARLY_MS, Files, Gate, World, leave};
@@ -253,6 +254,57 @@ async fn what_waits_for_the_store_goes_on_to_age() {
     leave(vec![task]).await;
     assert_eq!(world.oldest_pending_ms(), 0);
     world.check(&ids);
+}
+
+/// What can be done without a right that the store's account lacks is done. What cannot is on the status, with its age, while other
+/// files come, until it can; so is a store that is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_file_is_lost_in_silence_for_want_of_a_right() {
+    let mut server = S3::start("archive");
+    let rights = Rights { list: false, delete: false, multipart: false, lock: true, ..Rights::ALL };
+    let gate = S3Gate::start(&server, rights);
+    let storage = format!(
+        "storage.type=s3\nstorage.bucket=archive\nstorage.endpoint={}\nstorage.access.key.id={}\nstorage.secret.access.key={}\n",
+        gate.endpoint(),
+        S3::ACCESS_KEY,
+        S3::SECRET_KEY
+    );
+    let world = Arc::new(World::with_storage(Kafka::shared(), 1, 200, |_| storage));
+    wecom_connector::task::topics::Topics::prepare(&world.context).await.expect("topics");
+    world.board.all_connectors_known();
+    let publish = async |ids: &[&str]| world.publish(ids.iter().map(|id| world.request(id)).collect()).await;
+    let task = world.start(1, Files::default());
+    publish(&["large:1", "ok:2", "ok:3"]).await;
+    world.wait_for_references(2).await;
+    world.wait_for_health("the refusal to be told", |health| {
+        matches!(health, Health::Unhealthy(told) if told.contains("the store does not take a file") && told.contains("access is denied"))
+    })
+    .await;
+    // Others come, and it stays told, for longer and longer.
+    publish(&["ok:4"]).await;
+    world.wait_for_references(3).await;
+    world.wait_for_health("the refusal to be told again", |health| {
+        matches!(health, Health::Unhealthy(told) if told.contains("does not take a file") && told.contains("since "))
+    })
+    .await;
+    gate.set(Rights { multipart: true, ..rights });
+    world.wait_for_references(4).await;
+    world.wait_for_health("all to be well", |health| *health == Health::Healthy).await;
+
+    server.kill();
+    publish(&["ok:5"]).await;
+    let endpoint = gate.endpoint();
+    world.wait_for_health("the wait to be told", move |health| {
+        matches!(health, Health::Unhealthy(told) if told.contains("media wait") && told.contains(&endpoint) && told.contains("since"))
+    })
+    .await;
+    server.start_again();
+    world.wait_for_references(5).await;
+    world.wait_for_health("all to be well again", |health| *health == Health::Healthy).await;
+    leave(vec![task]).await;
+    for event in world.references() {
+        assert_eq!((&event["status"], &event["md5_matches"]), (&"stored".into(), &true.into()), "{event}");
+    }
 }
 
 /// A task whose place another worker has taken says so, and does not take it back when it is started again.

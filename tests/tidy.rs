@@ -47,10 +47,12 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("libloading", &["sdk"]),
     ("opendal", &["storage"]),
+    ("opendal_http_transport_reqwest", &["storage"]),
     ("prometheus", &["metrics"]),
     // The configuration asks librdkafka whether it knows a setting.
     ("rdkafka", &["config", "kafka", "verify"]),
     ("rdkafka_sys", &["kafka"]),
+    ("reqwest", &["storage"]),
 ];
 
 const UNSAFE: &[&str] = &[

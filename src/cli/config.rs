@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::archive::keyring::KeyRing;
 use crate::cli::connect::{self, Trouble};
 use crate::config::{self, ConfigErrors, Problem, Providers};
+use crate::storage::Store;
 use crate::task;
 use crate::worker::exit::Exit;
 use crate::worker::http;
@@ -25,7 +26,8 @@ pub struct ReferenceArgs {
 ///
 /// Values are read as at a start, references to secrets too, and the private keys are opened. Nothing connects to Kafka, WeCom
 /// or storage. With --connect, Kafka is asked for the topics, and WeCom for one record of each archive, and what they say is told;
-/// nothing is made. Exit code 69: only what passes by itself stands in the way.
+/// nothing is made there. A small object is written to each storage, read and, as far as the storage lets, deleted again. Exit
+/// code 69: only what passes by itself stands in the way.
 #[derive(Debug, clap::Args)]
 pub struct ValidateArgs {
     /// Worker file
@@ -36,8 +38,8 @@ pub struct ValidateArgs {
     #[arg(value_name = "CONNECTOR", required = true)]
     pub connectors: Vec<PathBuf>,
 
-    /// Ask Kafka and WeCom too, where the files are valid. Kafka: address, login, topics and the rights on them. WeCom: account,
-    /// allow list, proxy and certificates
+    /// Ask Kafka, WeCom and storage too, where the files are valid. Kafka: address, login, topics and the rights on them. WeCom:
+    /// account, allow list, proxy and certificates. Storage: bucket, keys and rights
     #[arg(long)]
     pub connect: bool,
 }
@@ -159,6 +161,9 @@ fn check_files(connector: &config::ConnectorConfig) -> Option<ConfigErrors> {
         let key = if connector.private_keys.is_empty() { "wecom.private.keys.dir" } else { "wecom.private.keys" };
         problems.extend(faults.0.iter().map(|fault| Problem::hidden(key, fault.to_string())));
     }
+    if let Err(error) = Store::examine(&connector.storage) {
+        problems.push(Problem::hidden("storage.type", error.to_string()));
+    }
     (!problems.is_empty()).then(|| ConfigErrors::new(problems))
 }
 
@@ -177,8 +182,13 @@ mod tests {
             |keys: &str| format!("name=n\ntopic=t\nwecom.corp.id=ww\nwecom.secret=s\nwecom.private.keys.dir={keys}\n");
         std::fs::write(path("worker"), "bootstrap.servers=a:1\nlistener=\n").unwrap();
         std::fs::write(path("good"), connector(&keys.display().to_string())).unwrap();
-        std::fs::write(path("bad"), connector("/nonexistent") + "wecom.sdk.library=/nonexistent.so\nname.x=1\n")
-            .unwrap();
+        std::fs::write(
+            path("bad"),
+            connector("/nonexistent")
+                + "wecom.sdk.library=/nonexistent.so\nname.x=1\nstorage.type=s3\n\
+            storage.bucket=b\nstorage.region=r\nstorage.ca.file=/nonexistent.pem\n",
+        )
+        .unwrap();
         let run = |connectors: &[&str]| {
             let connectors = connectors.iter().map(|name| path(name)).collect();
             let mut text = Vec::new();
@@ -197,6 +207,7 @@ mod tests {
         for part in [
             "bad: wecom.sdk.library = \"/nonexistent.so\": there is no such file",
             "bad: wecom.private.keys.dir: /nonexistent: cannot be read",
+            "bad: storage.type: storage ca: /nonexistent.pem: No such file",
             "none: there is no such file",
             "error: name: two connectors of this worker have the name n",
         ] {

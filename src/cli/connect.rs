@@ -1,10 +1,12 @@
-//! `validate --connect`: whether the connector is let in where it has to go. One function a place; none of them makes anything.
+//! `validate --connect`: whether the connector is let in where it has to go. One function a place; what one of them makes does not
+//! stay.
 
 use crate::archive::page::{self, PageError};
 use crate::clock::Clock;
 use crate::config::{ConnectorConfig, WorkerConfig};
 use crate::egress::source_address;
 use crate::metrics::Metrics;
+use crate::storage::Store;
 use crate::task::disposition::{self, Disposition};
 use crate::task::{self, TaskError};
 
@@ -19,7 +21,7 @@ pub enum Trouble {
 
 /// Asks everybody. Each answer says what is well, or what is not.
 pub async fn all(worker: &WorkerConfig, connector: &ConnectorConfig) -> Vec<Result<String, Trouble>> {
-    vec![kafka(worker, connector).await, wecom(connector).await]
+    vec![kafka(worker, connector).await, storage(connector).await, wecom(connector).await]
 }
 
 /// Looks for the topics, their settings, and the rights to read and to write them.
@@ -28,6 +30,15 @@ async fn kafka(worker: &WorkerConfig, connector: &ConnectorConfig) -> Result<Str
         Ok(missing) if missing.is_empty() => Ok("Kafka lets the connector in, and its topics are right".into()),
         Ok(missing) => Ok(format!("Kafka lets the connector in; a start would make the topics {}", missing.join(", "))),
         Err(TaskError::Transient(reason)) => Err(Trouble::Passing(reason)),
+        Err(error) => Err(Trouble::Lasting(error.to_string())),
+    }
+}
+
+/// Writes a small object, reads it, and takes it away again as far as the store lets.
+async fn storage(connector: &ConnectorConfig) -> Result<String, Trouble> {
+    match Store::try_out(&connector.storage).await {
+        Ok(()) => Ok("what is stored can be read again".into()),
+        Err(error) if error.is_transient() => Err(Trouble::Passing(error.to_string())),
         Err(error) => Err(Trouble::Lasting(error.to_string())),
     }
 }

@@ -97,6 +97,8 @@ pub struct ConnectorConfig {
     pub media_concurrency: usize,
     /// Pause before a file is tried again, in milliseconds.
     pub media_retry_delay_ms: u64,
+    /// Age from which a stored object is not referred to again, in milliseconds; none where each file is stored by itself.
+    pub media_deduplicate_age_max_ms: Option<u64>,
     /// Where media are stored.
     pub storage: StorageConfig,
     /// How missing topics are made.
@@ -158,6 +160,9 @@ impl ConnectorConfig {
             media_enable: values.boolean("media.enable"),
             media_concurrency: values.int("media.concurrency"),
             media_retry_delay_ms: values.int("media.retry.delay.ms"),
+            media_deduplicate_age_max_ms: values
+                .boolean("media.deduplicate")
+                .then(|| values.int("media.deduplicate.age.max.ms")),
             storage,
             topic_creation,
             producer_override,

@@ -3,7 +3,7 @@
 use super::clients::{self, Client};
 use super::connector::{self, EgressMode, ErrorsTolerance};
 use super::key::{Key, Kind};
-use super::storage::StorageType;
+use super::storage::{Checksum, FileMode, StorageType};
 use super::topics;
 use super::worker::{self, LogFormat};
 use super::{listener, reference};
@@ -139,6 +139,10 @@ pub(super) const CONNECTOR: &[Key] = &[
         .or("4"),
     Key::new("media.retry.delay.ms", Kind::DurationMs { min: 1, max: DAY }, MEDIA, "Pause before a file that failed is tried again, up to five days after its message. It doubles with each try, at most six times and not beyond an hour.")
         .or("60000").low(),
+    Key::new("media.deduplicate", Kind::Boolean, MEDIA, "Whether a file is not fetched again whose declared MD5 and size are those of one that is stored already: its reference event leads to that object. With `false` each file of each message has an object of its own.")
+        .or("true"),
+    Key::new("media.deduplicate.age.max.ms", Kind::DurationMs { min: MINUTE, max: 36_500 * DAY }, MEDIA, "Age of an object from which it is not referred to again: the file is stored anew. Where the bucket deletes by age, it has to keep objects that much longer than their newest message is to be kept.")
+        .or("2592000000"),
     Key::new("storage.type", Kind::Enum(StorageType::NAMES), STORAGE, "Where media go: a local folder (`fs`), S3 and all that speak it (`s3`), Tencent COS, Aliyun OSS, Huawei OBS, Google Cloud Storage (`gcs`), Azure Blob (`azblob`).")
         .or("fs").high(),
     Key::new("storage.prefix", Kind::String, STORAGE, "First part of every object's key, with no `/` at its ends.")
@@ -154,6 +158,11 @@ pub(super) const CONNECTOR: &[Key] = &[
         .high(),
     Key::new("storage.secret.access.key", Kind::Password, STORAGE, "Secret of the access key; for `gcs`, the service account's JSON in base64.")
         .high(),
+    Key::new("storage.ca.file", Kind::Path, STORAGE, "Certificates in PEM that are trusted beside the system's as the service is reached: for an endpoint whose certificate a private authority has signed."),
+    Key::new("storage.checksum", Kind::Enum(Checksum::NAMES), STORAGE, "Checksum that goes with each object and part, for `s3`: `crc32c`, which buckets with Object Lock ask for, or `none`, for a service that refuses it.")
+        .or("crc32c").low(),
+    Key::new("storage.file.mode", Kind::Enum(FileMode::NAMES), STORAGE, "Mode of the files that are made, for `fs`, whatever the umask is: for their owner alone (`0600`), for the group too (`0640`), or for all (`0644`). Folders that are made get the same with the right to enter.")
+        .or("0640"),
     Key::new("storage.option.*", Kind::String, STORAGE, "Any option of OpenDAL for the type, such as `storage.option.enable_virtual_host_style`. Secret ones are not shown.")
         .low(),
     Key::new("topic.creation.default.replication.factor", Kind::Int { min: -1, max: 32_767 }, TOPIC_CREATION, "Replicas of topics that are made; `-1` is the broker's default.")

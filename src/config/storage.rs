@@ -1,5 +1,7 @@
 //! Where media are stored, as options for OpenDAL.
 
+use std::path::PathBuf;
+
 use super::clients::Settings;
 use super::key::choices;
 use super::values::Values;
@@ -24,6 +26,48 @@ choices! {
     }
 }
 
+choices! {
+    /// Who may read the files of a local folder, beside their owner.
+    pub enum FileMode {
+        /// Nobody.
+        Owner = "0600",
+        /// The folder's group.
+        Group = "0640",
+        /// Everybody on the machine.
+        All = "0644",
+    }
+}
+
+impl FileMode {
+    /// The mode of files.
+    pub fn of_files(self) -> u32 {
+        match self {
+            Self::Owner => 0o600,
+            Self::Group => 0o640,
+            Self::All => 0o644,
+        }
+    }
+
+    /// The mode of folders: who may read a file may look for it.
+    pub fn of_folders(self) -> u32 {
+        match self {
+            Self::Owner => 0o700,
+            Self::Group => 0o750,
+            Self::All => 0o755,
+        }
+    }
+}
+
+choices! {
+    /// The checksum that goes with what is written to S3.
+    pub enum Checksum {
+        /// In a header of each object and part, as Object Lock asks for.
+        Crc32c = "crc32c",
+        /// None.
+        None = "none",
+    }
+}
+
 /// Where media are stored.
 #[derive(Debug, Clone)]
 pub struct StorageConfig {
@@ -33,6 +77,17 @@ pub struct StorageConfig {
     pub prefix: String,
     /// OpenDAL's options for the kind. `Debug` shows their names only.
     pub options: Settings,
+    /// Certificates in PEM that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Of files in a local folder.
+    pub file_mode: FileMode,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        let (prefix, options) = (String::new(), Settings::default());
+        Self { kind: StorageType::Fs, prefix, options, ca_file: None, file_mode: FileMode::Group }
+    }
 }
 
 /// What one kind calls each of our keys; `None` where it has no such thing.
@@ -148,7 +203,18 @@ impl StorageConfig {
         if let Some(region) = names.region {
             options.0.entry(region.to_owned()).or_insert_with(|| "us-east-1".to_owned());
         }
+        match values.text("storage.checksum").and_then(Checksum::from_name)? {
+            checksum @ Checksum::Crc32c if kind == StorageType::S3 => {
+                options.0.entry("checksum_algorithm".to_owned()).or_insert_with(|| checksum.name().to_owned());
+            }
+            Checksum::Crc32c | Checksum::None => {}
+        }
+        let ca_file = values.text("storage.ca.file").map(PathBuf::from);
+        if kind == StorageType::Fs && ca_file.is_some() {
+            values.problem("storage.ca.file", "has no use with storage.type=fs; remove it");
+        }
+        let file_mode = values.text("storage.file.mode").and_then(FileMode::from_name)?;
         let prefix = values.text("storage.prefix").unwrap_or_default().to_owned();
-        (values.problems.len() == before).then_some(Self { kind, prefix, options })
+        (values.problems.len() == before).then_some(Self { kind, prefix, options, ca_file, file_mode })
     }
 }

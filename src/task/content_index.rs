@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::object_key;
-use crate::storage::{StorageError, Store};
+use crate::storage::{Found, StorageError, Store};
 
 /// A marker is a few hundred bytes; whatever is larger is none.
 const MARKER_BYTES_MAX: u64 = 4096;
@@ -22,8 +22,36 @@ pub struct StoredContent {
     pub content_type: String,
 }
 
-/// The content with this MD5 and size, if it is stored and still there.
-pub async fn find(store: &Store, corp_id: &str, md5: &str, size: u64) -> Result<Option<StoredContent>, StorageError> {
+/// The content with this MD5 and size, if it is stored and still there, and was stored since `oldest_ms` (ms since 1970): where the
+/// bucket deletes by age, what is older goes too soon for the message at hand.
+///
+/// A store that refuses to tell is as one that has none: without the right to list, S3 denies what is not there.
+///
+/// # Errors
+/// Those that pass alone.
+pub async fn find(
+    store: &Store,
+    corp_id: &str,
+    md5: &str,
+    size: u64,
+    oldest_ms: i64,
+) -> Result<Option<StoredContent>, StorageError> {
+    match look_up(store, corp_id, md5, size, oldest_ms).await {
+        Err(error) if !error.is_transient() => {
+            tracing::debug!(%error, "the store does not tell whether content is stored already");
+            Ok(None)
+        }
+        found => found,
+    }
+}
+
+async fn look_up(
+    store: &Store,
+    corp_id: &str,
+    md5: &str,
+    size: u64,
+    oldest_ms: i64,
+) -> Result<Option<StoredContent>, StorageError> {
     let folder = object_key::corp_folder(store.prefix(), corp_id);
     let marker = object_key::of_content(store.prefix(), corp_id, md5, size);
     let Some(bytes) = store.get(&marker, MARKER_BYTES_MAX).await? else { return Ok(None) };
@@ -33,7 +61,8 @@ pub async fn find(store: &Store, corp_id: &str, md5: &str, size: u64) -> Result<
     if content.md5 != md5 || content.size != size || !is_sha256 || !is_ours {
         return Ok(None);
     }
-    Ok((store.length(&content.key).await? == Some(size)).then_some(content))
+    let is_of_use = |found: Found| found.length == size && found.modified_ms.is_some_and(|at_ms| at_ms >= oldest_ms);
+    Ok(store.look(&content.key).await?.is_some_and(is_of_use).then_some(content))
 }
 
 /// Makes content known that was stored and verified. A failure costs a later download, nothing else.

@@ -36,6 +36,9 @@ const EMPTY_CHUNKS_MAX: u32 = 64;
 /// The parts of a multipart upload are numbered up to this, in every store.
 const PARTS_MAX: u64 = 10_000;
 
+/// The reason of a file that the store did not take.
+pub const STORAGE_REASON: &str = "storage";
+
 /// Pauses between tries of one chunk.
 const CHUNK_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(250))
@@ -67,6 +70,18 @@ pub struct FileRequest<'a> {
     pub declared_extension: Option<&'a str>,
     /// The day it is filed under, in milliseconds since the epoch.
     pub dated_ms: i64,
+    /// The present time, in milliseconds since the epoch.
+    pub now_ms: i64,
+}
+
+impl FileRequest<'_> {
+    /// Whether bytes of another MD5 than the declared one are the file all the same. WeCom's clients declare one for emoticons that
+    /// no file ever has.
+    fn is_it_despite_md5(&self, content: &StoredContent) -> bool {
+        self.msgtype == "emotion"
+            && self.declared_size == Some(content.size)
+            && content.content_type.starts_with("image/")
+    }
 }
 
 /// A file in the store.
@@ -169,7 +184,7 @@ impl DownloadError {
             Self::Mismatch { mismatch: Mismatch::Size, .. } => "size_mismatch",
             Self::Mismatch { mismatch: Mismatch::End, .. } => "end_unknown",
             Self::Sdk(_) => "sdk",
-            Self::Storage(_) => "storage",
+            Self::Storage(_) => STORAGE_REASON,
             Self::Stopped => "stopped",
         }
     }
@@ -196,13 +211,23 @@ pub struct Downloader<S> {
     source: S,
     store: Store,
     corp_id: String,
+    /// Age from which a stored object is not referred to again; none where each file is stored by itself.
+    deduplicate_age_max_ms: Option<u64>,
     metrics: Arc<ConnectorMetrics>,
     chunk_backoff: ExponentialBuilder,
 }
 
 impl<S: ChunkSource> Downloader<S> {
-    pub fn new(source: S, store: Store, corp_id: impl Into<String>, metrics: Arc<ConnectorMetrics>) -> Self {
-        Self { source, store, corp_id: corp_id.into(), metrics, chunk_backoff: CHUNK_BACKOFF }
+    /// `deduplicate_age_max_ms`: see [`crate::config::ConnectorConfig::media_deduplicate_age_max_ms`].
+    pub fn new(
+        source: S,
+        store: Store,
+        corp_id: impl Into<String>,
+        deduplicate_age_max_ms: Option<u64>,
+        metrics: Arc<ConnectorMetrics>,
+    ) -> Self {
+        let corp_id = corp_id.into();
+        Self { source, store, corp_id, deduplicate_age_max_ms, metrics, chunk_backoff: CHUNK_BACKOFF }
     }
 
     /// Stores one file and verifies it. The same file gives the same object each time.
@@ -217,8 +242,9 @@ impl<S: ChunkSource> Downloader<S> {
     ) -> Result<StoredFile, DownloadError> {
         let declared_md5 = file.declared_md5.and_then(valid_md5);
         let declared_size = file.declared_size.filter(|&size| size > 0);
-        if let (Some(md5), Some(size)) = (&declared_md5, declared_size)
-            && let Some(content) = content_index::find(&self.store, &self.corp_id, md5, size).await?
+        if let (Some(md5), Some(size), Some(age_max_ms)) = (&declared_md5, declared_size, self.deduplicate_age_max_ms)
+            && let oldest_ms = file.now_ms.saturating_sub_unsigned(age_max_ms)
+            && let Some(content) = content_index::find(&self.store, &self.corp_id, md5, size, oldest_ms).await?
         {
             return Ok(StoredFile { uri: self.store.uri(&content.key), content, is_verified: true, is_reused: true });
         }
@@ -228,12 +254,13 @@ impl<S: ChunkSource> Downloader<S> {
         self.metrics.media_fetch_seconds.observe(started.elapsed().as_secs_f64());
         let (is_verified, mismatch) = match (declared_md5, declared_size) {
             (Some(md5), _) if md5 == content.md5 => (true, None),
+            (Some(_), _) if file.is_it_despite_md5(&content) => (false, None),
             (Some(_), _) => (false, Some(Mismatch::Md5)),
             (None, Some(size)) if size != content.size => (false, Some(Mismatch::Size)),
             (None, None) if end == End::Unknown => (false, Some(Mismatch::End)),
             (None, _) => (false, None),
         };
-        if is_verified {
+        if is_verified && self.deduplicate_age_max_ms.is_some() {
             // Only these: bytes that nothing proves may yet be replaced under their key by those of another try.
             content_index::add(&self.store, &self.corp_id, &content).await;
         }
@@ -284,11 +311,23 @@ impl<S: ChunkSource> Downloader<S> {
             return Err(error);
         }
         crash_point::reach("upload_written");
-        let size = upload.finish().await?;
-        crash_point::reach("upload_done");
         let (md5, sha256) = hashes.finish();
+        let size = match upload.finish().await {
+            Ok(size) => size,
+            // A store that keeps what it has refuses the object that an earlier try has written.
+            Err(error) if !error.is_transient() && self.sha256_of(&key).await.as_ref() == Some(&sha256) => chunks.bytes,
+            Err(error) => return Err(error.into()),
+        };
+        crash_point::reach("upload_done");
         let content = StoredContent { key, size, md5, sha256, content_type: file_type.content_type.to_owned() };
         Ok((content, chunks.end))
+    }
+
+    /// Of the object that is there, if it can be read.
+    async fn sha256_of(&self, key: &str) -> Option<String> {
+        let mut hashes = Hashes::default();
+        self.store.read(key, |bytes| hashes.update(bytes)).await.ok()??;
+        Some(hashes.finish().1)
     }
 }
 

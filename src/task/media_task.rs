@@ -23,7 +23,7 @@ use super::backoff::Backoff;
 use super::download::ChunkSource;
 use super::topics::Topics;
 use super::waiting::tell_while_waiting;
-use super::{ConnectorContext, TaskError};
+use super::{ConnectorContext, TaskError, object_key};
 use crate::archive::{EventContext, MediaRequest, ReferenceStatus, StrayRecord, Topic, dead_letter};
 use crate::config::ErrorsTolerance;
 use crate::crash_point;
@@ -82,6 +82,8 @@ pub async fn run_with(
             note_backlog(context, task, &group_id).await;
             return Err(error.into());
         }
+        status.trouble_is_over(attempt::MEDIA_WAIT);
+        warn_of_rights(context).await;
         let start = async {
             let topics = Topics::prepare(context).await?;
             let committer = Committer::start(
@@ -131,6 +133,17 @@ pub async fn run_with(
     }
     run.consumer.close().await;
     result
+}
+
+/// Says what a right that is not needed is good for.
+async fn warn_of_rights(context: &ConnectorContext) {
+    if let Err(error) = context.store.look(&object_key::of_content(context.store.prefix(), "", "", 0)).await {
+        tracing::warn!(
+            %error,
+            "the store does not tell that an object is not there (on S3 this is the right s3:ListBucket): files are stored all the \
+             same, but `verify` cannot tell a lost object from one that must not be read"
+        );
+    }
 }
 
 /// Notes how old the work is that waits while the store keeps the task from joining its group: nobody else would tell, and files

@@ -13,6 +13,7 @@ mod parts;
 mod process;
 mod reader;
 mod s3;
+mod s3_gate;
 mod thread_limit;
 mod topic;
 mod vendor_api;
@@ -25,6 +26,7 @@ pub use parts::{connector, promtool, repository, simulator, simulator_library, v
 pub use process::Process;
 pub use reader::Reader;
 pub use s3::S3;
+pub use s3_gate::{Rights, S3Gate};
 pub use thread_limit::{EAGAIN, EPERM, thread_limit};
 pub use topic::{check_schemas, header, read_committed};
 pub use vendor_api::{FILES, Fault, PAGES, Request, TOKENS, VendorApi, file_id};

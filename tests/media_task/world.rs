@@ -21,7 +21,8 @@ use wecom_connector::config::{self, Providers};
 use wecom_connector::kafka::{Batch, BatchBytes, Committer, OutgoingRecord};
 use wecom_connector::metrics::Metrics;
 use wecom_connector::sdk::{MediaChunk, SdkError};
-use wecom_connector::status::StatusBoard;
+use wecom_connector::status::{Health, StatusBoard};
+use wecom_connector::storage::PART_BYTES;
 use wecom_connector::task::download::ChunkSource;
 use wecom_connector::task::limiter::RateLimiters;
 use wecom_connector::task::{ConnectorContext, TaskError, media_task};
@@ -63,7 +64,7 @@ pub fn content(id: &str) -> Vec<u8> {
     let number: usize = number.parse().expect("a number");
     // The same bytes under ever new ids.
     let number = if kind == "same" { 7 } else { number };
-    let length = (number * 7919) % (4 * CHUNK);
+    let length = if kind == "large" { 2 * PART_BYTES } else { (number * 7919) % (4 * CHUNK) };
     (0..length).map(|i| (i.wrapping_mul(31) ^ number ^ kind.len()) as u8).collect()
 }
 
@@ -94,7 +95,7 @@ impl ChunkSource for Files {
             _ => {}
         }
         let content = content(id);
-        let end = (offset + CHUNK).min(content.len());
+        let end = (offset + CHUNK.max(content.len() / 4)).min(content.len());
         // Leaves the others their turn.
         tokio::task::yield_now().await;
         Ok(MediaChunk {
@@ -133,7 +134,18 @@ impl World {
     }
 
     pub fn with_retry_delay(kafka: &Kafka, partitions: u32, retry_delay_ms: u64) -> World {
+        World::with_storage(kafka, partitions, retry_delay_ms, |folder| format!("storage.path={folder}/store\n"))
+    }
+
+    /// `storage` gives the keys for the storage, where there is this folder.
+    pub fn with_storage(
+        kafka: &Kafka,
+        partitions: u32,
+        retry_delay_ms: u64,
+        storage: impl FnOnce(&str) -> String,
+    ) -> World {
         let folder = tempfile::tempdir().expect("a folder");
+        let storage = storage(&folder.path().display().to_string());
         let path = |name: &str| folder.path().join(name).display().to_string();
         let keys = GenerateArgs { out: PathBuf::from(path("keys")), key_version: Some(1) };
         generate(&keys, &mut std::io::sink()).expect("keys");
@@ -145,13 +157,12 @@ impl World {
         );
         let connector = format!(
             "name=archive\nwecom.corp.id=ww1\nwecom.secret=s\nwecom.private.keys.dir={}\n\
-             topic={group}.messages\nstorage.type=fs\nstorage.path={}\nstorage.prefix=media\ntasks.max=4\n\
+             topic={group}.messages\n{storage}storage.prefix=media\ntasks.max=4\n\
              media.concurrency=3\nmedia.retry.delay.ms={retry_delay_ms}\ntopic.creation.default.partitions={partitions}\n\
              topic.creation.default.replication.factor=1\n\
              consumer.override.session.timeout.ms=6000\nconsumer.override.max.poll.interval.ms=6000\n\
              consumer.override.heartbeat.interval.ms=500\n",
             path("keys"),
-            path("store"),
         );
         std::fs::write(path("worker.properties"), worker).expect("written");
         std::fs::write(path("connector.properties"), connector).expect("written");
@@ -272,6 +283,17 @@ impl World {
     pub fn references(&self) -> Vec<Value> {
         let records = self.read(&self.context.config.media_topic);
         records.iter().map(|it| serde_json::from_slice(&it.value).expect("an event")).collect()
+    }
+
+    /// Waits until the status of the tasks says what `is_told` looks for.
+    pub async fn wait_for_health(
+        self: &Arc<Self>,
+        what: &'static str,
+        is_told: impl Fn(&Health) -> bool + Send + 'static,
+    ) {
+        let board = self.board.clone();
+        let wait = move || crate::harness::wait_until(what, PATIENCE, || is_told(&board.health()));
+        tokio::task::spawn_blocking(wait).await.expect("in time");
     }
 
     pub async fn wait_for_references(self: &Arc<Self>, count: usize) {

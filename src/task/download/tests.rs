@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::clock::Clock;
-use crate::config::{StorageConfig, StorageType};
+use crate::config::StorageConfig;
 use crate::metrics::Metrics;
 
 /// A file, cut into chunks, with a script of what goes wrong. Indexes are offsets.
@@ -82,14 +82,18 @@ impl ChunkSource for FakeSource {
     }
 }
 
+/// Objects are referred to again for so long.
+const MINUTE_MS: u64 = 60_000;
+
 fn store(folder: &Path) -> Store {
     let options = [("root".to_owned(), folder.to_str().expect("UTF-8").to_owned())].into_iter().collect();
-    Store::open(&StorageConfig { kind: StorageType::Fs, prefix: "media".into(), options }).expect("a folder")
+    let config = StorageConfig { prefix: "media".into(), options, ..StorageConfig::default() };
+    Store::open(&config).expect("a folder")
 }
 
 fn downloader<S: ChunkSource>(folder: &Path, source: S) -> Downloader<S> {
     let metrics = Metrics::new(Clock::system()).connector("test", "ww1");
-    let mut downloader = Downloader::new(source, store(folder), "ww1", metrics);
+    let mut downloader = Downloader::new(source, store(folder), "ww1", Some(MINUTE_MS), metrics);
     downloader.chunk_backoff = CHUNK_BACKOFF.with_min_delay(Duration::ZERO).with_max_delay(Duration::ZERO);
     downloader
 }
@@ -103,6 +107,7 @@ fn request<'a>(declared_md5: Option<&'a str>, declared_size: Option<u64>) -> Fil
         declared_size,
         declared_extension: Some("dat"),
         dated_ms: 0,
+        now_ms: jiff::Timestamp::now().as_millisecond(),
     }
 }
 
@@ -232,21 +237,22 @@ async fn declared_hash_and_size_are_held_against_the_bytes() {
         .to_vec();
     let (md5, size) = (md5_of(&content), content.len() as u64);
     let other = md5_of(b"other");
-    for (declared_md5, declared_size, expected) in [
-        (Some(&*md5), Some(size), Ok(true)),
-        (Some(&*md5), None, Ok(true)),
-        (Some(&*md5), Some(size + 1), Ok(true)),
-        (Some(""), None, Ok(false)),
-        (Some("not a hash"), Some(size), Ok(false)),
-        (None, Some(0), Ok(false)),
-        (Some(&*other), Some(size), Err("md5_mismatch")),
-        (None, Some(size + 1), Err("size_mismatch")),
+    for (msgtype, declared_md5, declared_size, expected) in [
+        ("voice", Some(&*md5), Some(size), Ok(true)),
+        ("voice", Some(&*md5), None, Ok(true)),
+        ("voice", Some(&*md5), Some(size + 1), Ok(true)),
+        ("voice", Some(""), None, Ok(false)),
+        ("voice", Some("not a hash"), Some(size), Ok(false)),
+        ("voice", None, Some(0), Ok(false)),
+        ("voice", Some(&*other), Some(size), Err("md5_mismatch")),
+        ("voice", None, Some(size + 1), Err("size_mismatch")),
+        // No picture.
+        ("emotion", Some(&*other), Some(size), Err("md5_mismatch")),
     ] {
         let folder = TempDir::new().expect("a folder");
         let source = FakeSource { content: content.clone(), cuts: vec![5], ..FakeSource::default() };
-        let result = downloader(folder.path(), source)
-            .download(&request(declared_md5, declared_size), &CancellationToken::new())
-            .await;
+        let file = FileRequest { msgtype, ..request(declared_md5, declared_size) };
+        let result = downloader(folder.path(), source).download(&file, &CancellationToken::new()).await;
         let (result, file) = match result {
             Ok(file) => (Ok(file.is_verified), file),
             Err(error) => {
@@ -293,6 +299,31 @@ async fn an_end_that_nothing_vouches_for_is_told() {
     }
 }
 
+/// WeCom's clients declare an MD5 for emoticons that the file never has.
+#[tokio::test]
+async fn an_emoticon_of_the_right_size_and_kind_is_the_file() {
+    let content = b"GIF89a\x01\0\x01\0 and so on".to_vec();
+    let (size, other) = (content.len() as u64, md5_of(b"other"));
+    for (msgtype, declared_size, is_stored) in [
+        ("emotion", Some(size), true),
+        ("emotion", Some(size + 1), false),
+        ("emotion", None, false),
+        ("image", Some(size), false),
+    ] {
+        let folder = TempDir::new().expect("a folder");
+        let source = FakeSource { content: content.clone(), cuts: vec![5], ..FakeSource::default() };
+        let file = FileRequest { msgtype, ..request(Some(&other), declared_size) };
+        let stored = downloader(folder.path(), source).download(&file, &CancellationToken::new()).await;
+        assert_eq!(
+            stored.as_ref().map(|file| file.is_verified).ok(),
+            is_stored.then_some(false),
+            "{msgtype}: {stored:?}"
+        );
+        let marker = object_key::of_content("media", "ww1", &md5_of(&content), size);
+        assert!(!folder.path().join(marker).exists(), "what nothing proves is not found by others");
+    }
+}
+
 #[tokio::test]
 async fn content_that_is_stored_is_not_fetched_again() {
     let folder = TempDir::new().expect("a folder");
@@ -335,4 +366,23 @@ async fn content_that_is_stored_is_not_fetched_again() {
     let key = fetch("m6").await.1;
     std::fs::remove_file(path(&key)).expect("deleted");
     assert_eq!(fetch("m7").await.0, 2);
+    // One that has stood for long goes with its age: the file is stored anew, and later ones lead there.
+    let (_, key) = fetch("m8").await;
+    let object = std::fs::File::options().write(true).open(path(&key)).expect("the object");
+    object.set_modified(std::time::SystemTime::now() - Duration::from_millis(MINUTE_MS + 1)).expect("aged");
+    let (calls, newer) = fetch("m9").await;
+    assert_eq!(calls, 2);
+    assert_ne!(key, newer);
+    assert_eq!(fetch("m10").await, (0, newer));
+    // Where nothing is to be shared, each file is stored, and nothing else.
+    let apart = TempDir::new().expect("a folder");
+    for media_id in ["m1", "m2"] {
+        let source = FakeSource { content: content.clone(), cuts: vec![1000], ..FakeSource::default() };
+        let mut downloader = downloader(apart.path(), source);
+        downloader.deduplicate_age_max_ms = None;
+        let file = FileRequest { media_id, ..request(Some(&md5), Some(size)) };
+        let stored = downloader.download(&file, &CancellationToken::new()).await.expect("stored");
+        assert!(!stored.is_reused && stored.is_verified);
+    }
+    assert_eq!(files(apart.path()).len(), 2);
 }

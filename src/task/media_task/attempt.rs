@@ -8,9 +8,12 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::{MediaOutcome, MediaRequest, ReferenceEvent, StoredObject};
 use crate::sdk::{MediaChunk, SdkClient, SdkError, code};
 use crate::status::TaskHandle;
+use crate::storage::StorageError;
 use crate::task::ConnectorContext;
 use crate::task::backoff::Backoff;
-use crate::task::download::{ChunkSource, Disposition, DownloadError, Downloader, FileRequest, StoredFile};
+use crate::task::download::{
+    ChunkSource, Disposition, DownloadError, Downloader, FileRequest, STORAGE_REASON, StoredFile,
+};
 
 /// How often a file is tried that comes out wrong each time, for the same reason.
 const TRIES_MAX: u32 = 3;
@@ -21,6 +24,10 @@ const DOUBLINGS_MAX: u32 = 6;
 
 /// Pauses while the store or the SDK is of no use.
 const WAIT_MIN: Duration = Duration::from_secs(1);
+
+/// What a status tells as long as it lasts: that nothing can be brought, and that the store is well but does not take some files.
+pub const MEDIA_WAIT: &str = "media wait";
+const REFUSED_FILES: &str = "files refused by the store";
 
 /// An error answer in place of a chunk is 10002, a dead token among them (measured). The sdk object is renewed for it where no
 /// chunk came for this long, and ever more seldom where that brings none.
@@ -46,8 +53,13 @@ pub struct Attempts<'a, S> {
 
 impl<'a, S: ChunkSource> Attempts<'a, S> {
     pub fn new(source: S, context: &'a ConnectorContext, status: &'a TaskHandle) -> Self {
-        let (store, corp_id) = (context.store.clone(), context.config.corp_id.clone());
-        Self { context, status, downloader: Downloader::new(source, store, corp_id, context.metrics.clone()) }
+        let (store, config) = (context.store.clone(), &context.config);
+        let (corp_id, age_max_ms) = (config.corp_id.clone(), config.media_deduplicate_age_max_ms);
+        Self {
+            context,
+            status,
+            downloader: Downloader::new(source, store, corp_id, age_max_ms, context.metrics.clone()),
+        }
     }
 
     /// Tries the file, once the store and the SDK are of use. `None` when it was called off.
@@ -58,35 +70,54 @@ impl<'a, S: ChunkSource> Attempts<'a, S> {
         }
         let pause_max = Duration::from_millis(self.context.config.errors_retry_delay_max_ms).max(WAIT_MIN);
         let mut pauses = Backoff::new(WAIT_MIN, pause_max);
+        let retry_delay_ms = self.context.config.media_retry_delay_ms;
+        let mut has_waited = false;
         let result = loop {
-            let error = match self.downloader.download(&file(&request), stop).await {
+            let error = match self.downloader.download(&file(&request, self.context.now_ms()), stop).await {
                 Ok(stored) => break Ok(stored),
                 Err(error) => error,
             };
             match (error.disposition(), &error) {
                 (Disposition::Stopped, _) => return None,
-                (Disposition::Wait, DownloadError::Storage(_)) if self.context.store.check().await.is_ok() => {
-                    // The store is well: it is this file that it does not take.
+                (Disposition::Wait, DownloadError::Storage(cause)) if self.is_well(cause).await => {
+                    // It is this file that the store does not take.
+                    let pause_ms = longest_wait_ms(request.attempts.saturating_add(1), first_delay_ms(retry_delay_ms));
+                    let pause = Duration::from_millis(pause_ms.unsigned_abs());
+                    self.status.trouble(REFUSED_FILES, format!("the store does not take a file: {error}"), pause);
                     break Err(error);
                 }
                 (Disposition::Wait, _) => {
-                    self.status.degraded(format!("media wait: {error}"));
+                    let pause = pauses.next_delay();
+                    self.status.trouble(MEDIA_WAIT, format!("media wait: {error}"), pause);
                     let (connector, kind) = (&self.context.config.name, error.reason());
                     tracing::warn!(connector, media_id = request.media_id, kind, %error, "media wait until this has passed");
+                    has_waited = true;
                     tokio::select! {
                         () = stop.cancelled() => return None,
-                        () = tokio::time::sleep(pauses.next_delay()) => {}
+                        () = tokio::time::sleep(pause) => {}
                     }
                 }
                 _ => break Err(error),
             }
         };
+        if result.is_ok() || has_waited {
+            self.status.trouble_is_over(MEDIA_WAIT);
+        }
+        if result.is_ok() && request.last_error.as_deref().is_some_and(|last| last.starts_with(STORAGE_REASON)) {
+            self.status.trouble_is_over(REFUSED_FILES);
+        }
         if let Err(error) = &result {
             let (connector, kind) = (&self.context.config.name, error.reason());
             let (media_id, msgid, attempts) = (&request.media_id, &request.msgid, request.attempts + 1);
             tracing::warn!(connector, media_id, msgid, attempts, kind, %error, "a file did not come");
         }
-        Some(judge(request, result, self.context.now_ms(), self.context.config.media_retry_delay_ms))
+        Some(judge(request, result, self.context.now_ms(), retry_delay_ms))
+    }
+
+    /// Whether the store takes other objects than the one that it has refused.
+    async fn is_well(&self, cause: &StorageError) -> bool {
+        let store = &self.context.store;
+        if cause.is_transient() { store.check_room().await.is_ok() } else { store.check().await.is_ok() }
     }
 }
 
@@ -123,10 +154,14 @@ fn judge(
 
 /// When a file that has just failed is tried again: after the pause, which grows, but once more shortly before its deadline.
 fn retry_at_ms(request: &MediaRequest, now_ms: i64, retry_delay_ms: u64) -> i64 {
-    let first = i64::try_from(retry_delay_ms).unwrap_or(i64::MAX);
+    let first = first_delay_ms(retry_delay_ms);
     let delay = longest_wait_ms(request.attempts.saturating_add(1), first);
     let last_moment = request.deadline_at(now_ms).saturating_sub(first);
     now_ms.saturating_add(delay).min(last_moment).max(now_ms.saturating_add(first))
+}
+
+fn first_delay_ms(retry_delay_ms: u64) -> i64 {
+    i64::try_from(retry_delay_ms).unwrap_or(i64::MAX)
 }
 
 /// How long a request that was tried so often is put back for at the most.
@@ -138,7 +173,7 @@ fn longest_wait_ms(attempts: u32, first: i64) -> i64 {
 /// How long a request has still to wait that was read just now. Its time was told by a clock that may have been set back since:
 /// it is not put back for longer than it would be now.
 pub fn wait(request: &mut MediaRequest, now_ms: i64, retry_delay_ms: u64) -> Duration {
-    let longest = longest_wait_ms(request.attempts, i64::try_from(retry_delay_ms).unwrap_or(i64::MAX));
+    let longest = longest_wait_ms(request.attempts, first_delay_ms(retry_delay_ms));
     request.not_before_ms = request.not_before_ms.min(now_ms.saturating_add(longest));
     Duration::from_millis(u64::try_from(request.not_before_ms.saturating_sub(now_ms)).unwrap_or(0))
 }
@@ -155,7 +190,7 @@ fn end(request: MediaRequest, outcome: MediaOutcome, attempts: u32, now_ms: i64)
     Verdict::End(Box::new(ReferenceEvent::new(request, outcome, attempts, now_ms)))
 }
 
-fn file(request: &MediaRequest) -> FileRequest<'_> {
+fn file(request: &MediaRequest, now_ms: i64) -> FileRequest<'_> {
     FileRequest {
         media_id: &request.media_id,
         sdkfileid: &request.sdkfileid,
@@ -164,6 +199,7 @@ fn file(request: &MediaRequest) -> FileRequest<'_> {
         declared_size: request.size,
         declared_extension: request.extension.as_deref(),
         dated_ms: request.dated_ms(),
+        now_ms,
     }
 }
 
