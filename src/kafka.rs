@@ -11,6 +11,7 @@ pub mod replayed;
 pub mod scan;
 pub mod source_writer;
 pub mod tenure;
+pub mod topic_limits;
 pub mod topics;
 mod transaction;
 
@@ -18,6 +19,7 @@ pub use client::{ClientKind, Clients};
 pub use committer::{Batch, BatchBytes, Committer, GroupOffsets, OutgoingRecord};
 pub use protocol::CommitError;
 pub use tenure::Tenure;
+pub use topic_limits::TopicLimits;
 
 #[cfg(test)]
 mod simulation;

@@ -12,6 +12,7 @@ use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
 
 use super::client::{ClientKind, Clients};
+use super::topic_limits::TopicLimits;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const LIST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -67,12 +68,12 @@ impl TopicError {
     }
 }
 
-/// Makes what is missing, checks what is there, and gives the largest batch in bytes (`max.message.bytes`) of each topic.
+/// Makes what is missing, checks what is there, and gives the limits of each topic.
 pub async fn prepare(
     clients: &Clients,
     wanted: &[WantedTopic],
     create_missing: bool,
-) -> Result<BTreeMap<String, usize>, TopicError> {
+) -> Result<BTreeMap<String, TopicLimits>, TopicError> {
     let unreachable = |error: KafkaError| TopicError::Unreachable {
         bootstrap_servers: clients.bootstrap_servers.clone(),
         reason: error.to_string(),
@@ -107,7 +108,7 @@ pub async fn prepare(
     }
 
     let until = Instant::now() + REQUEST_TIMEOUT;
-    let mut bytes_max = BTreeMap::new();
+    let mut limits = BTreeMap::new();
     for topic in wanted {
         let settings = describe(&admin, &topic.name, &options, until).await?;
         let value = |name: &str| settings.get(name).and_then(|entry| entry.value.clone());
@@ -132,9 +133,7 @@ pub async fn prepare(
             }
             Cleanup::Compacted => {}
         }
-        if let Some(bytes) = value("max.message.bytes").and_then(|value| value.parse().ok()) {
-            bytes_max.insert(topic.name.clone(), bytes);
-        }
+        limits.insert(topic.name.clone(), TopicLimits::read(value));
     }
     if !is_complete {
         existing = list_now().await?;
@@ -148,7 +147,7 @@ pub async fn prepare(
              (KAFKA-20734, seen with Kafka 4.3.1); have three replicas and min.insync.replicas=2"
         );
     }
-    Ok(bytes_max)
+    Ok(limits)
 }
 
 /// The topics there are, each with the number of its replicas. All of them: asking for one by name would make it where brokers make topics by themselves.
