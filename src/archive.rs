@@ -20,6 +20,7 @@ pub mod record;
 pub mod reference;
 pub mod request;
 pub mod schema;
+pub mod time;
 mod walk;
 
 pub use chain::Link;
@@ -30,9 +31,10 @@ pub use gap::{Delivered, Gap};
 pub use media::MediaReference;
 pub use message::NotJson;
 pub use page::{ChatRecord, Element, Page, PageError};
-pub use record::{Record, RecordTimestamp, Topic};
+pub use record::{Record, Topic};
 pub use reference::{MediaOutcome, ReferenceEvent, ReferenceStatus, StoredObject};
 pub use request::MediaRequest;
+pub use time::{RecordTimestamp, TimestampLimits, Timestamps};
 
 /// How long WeCom keeps messages and their media (doc 91552).
 pub const WINDOW_MS: i64 = 5 * 24 * 60 * 60 * 1000;

@@ -18,6 +18,7 @@ pub mod rights;
 pub mod scan;
 pub mod source_writer;
 pub mod tenure;
+pub mod topic_limits;
 pub mod topics;
 mod transaction;
 
@@ -26,6 +27,7 @@ pub use client_error::ClientError;
 pub use committer::{Batch, BatchBytes, Committer, GroupOffsets, OutgoingRecord};
 pub use protocol::CommitError;
 pub use tenure::Tenure;
+pub use topic_limits::TopicLimits;
 
 #[cfg(test)]
 mod simulation;

@@ -12,7 +12,9 @@ pub mod media_task;
 pub mod message_task;
 pub mod object_key;
 pub mod open;
+pub mod page_limit;
 pub mod prepare;
+pub mod published;
 pub mod pull;
 pub mod replay;
 pub mod supervisor;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use secrecy::ExposeSecret;
 
 use self::limiter::{RateLimiter, RateLimiters};
+use self::page_limit::PageLimit;
 use crate::archive::keyring::KeyRing;
 use crate::clock::Clock;
 use crate::config::{ConnectorConfig, EgressMode, WorkerConfig};
@@ -47,6 +50,8 @@ pub struct ConnectorContext {
     pub keyring: KeyRing,
     /// Of calls to pull, shared by all connectors that read this corp.
     pub limiter: Arc<RateLimiter>,
+    /// Of records asked for at once.
+    pub page_limit: PageLimit,
     pub store: Store,
     pub metrics: Arc<ConnectorMetrics>,
     pub clock: Clock,
@@ -159,6 +164,7 @@ impl ConnectorContext {
         Ok(Self {
             sdk: sdk_client(&config, &metrics)?,
             keyring: KeyRing::load(&config.private_keys, config.private_keys_dir.as_deref())?,
+            page_limit: PageLimit::new(config.page_limit),
             limiter: limiters.of(&config.corp_id, config.rate_limit_per_minute),
             store: Store::open(&config.storage)?,
             worker,

@@ -70,6 +70,7 @@ pub struct CannotLook(pub String);
 struct Look<'a> {
     connector: &'a str,
     corp_id: &'a str,
+    topic: &'a str,
     dead_letter_topic: &'a str,
     findings: Findings,
     join: Join,
@@ -106,6 +107,7 @@ pub fn run(worker: &WorkerConfig, connector: &ConnectorConfig, scope: &Scope) ->
     let mut look = Look {
         connector: name,
         corp_id,
+        topic: &connector.topic,
         dead_letter_topic: &connector.dead_letter_topic,
         findings: Findings::new(scope.seqs.clone()),
         join: Join::new().map_err(|error| temporary(&error))?,

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
-use wecom_connector::archive::{ChatRecord, EventContext, RecordTimestamp, event};
+use wecom_connector::archive::{ChatRecord, EventContext, event};
 use wecom_connector::metrics;
 
 const READMES: [&str; 2] = ["README.md", "README.zh-CN.md"];
@@ -96,7 +96,6 @@ fn the_example_event_is_what_the_program_makes_of_its_message() {
         task: 0,
         topic: "wecom-messages",
         corp_id: shown["corp_id"].as_str().unwrap(),
-        record_timestamp: RecordTimestamp::Message,
         now_ms: shown["msgtime_ms"].as_i64().unwrap() + 1,
     };
     let event = event::build(&context, &sealed, shown["message"].to_string().as_bytes()).unwrap();

@@ -202,7 +202,9 @@ fn assert_verified(worker: &Worker, code: i32) -> Value {
 #[test]
 fn an_offset_is_moved_by_hand() {
     let kafka = Kafka::shared();
-    let corp = Corp::new("messages = 300\nmix = { text = 1 }\nbad = [{ kind = \"bad_base64\", seq = [250] }]", "");
+    let odd = "odd = [{ kind = \"msgtime_future\", seq = [40] }]";
+    let bad = "bad = [{ kind = \"bad_base64\", seq = [250] }]";
+    let corp = Corp::new(&format!("messages = 300\nmix = {{ text = 1 }}\n{odd}\n{bad}"), "");
     let files = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &[("wecom.page.limit", "50")]);
     // Before the first start there is nothing to move, and other connectors are named.
     let (code, _, said) = files.run(&["offsets", "get"], CONNECTOR, &[]);
@@ -233,8 +235,15 @@ fn an_offset_is_moved_by_hand() {
     assert!(said.contains("never would be") && said.contains("--allow-skip"), "{said}");
     moved(&worker, "set", &["--seq", "400", "--allow-skip"]);
     moved(&worker, "rewind", &["--to-seq", "300"]);
-    moved(&worker, "reset", &[]);
+    let said = moved(&worker, "reset", &[]);
     assert_eq!(stored(&worker)["seq"], 0);
+    // By accident: the way back stands there, and is kept.
+    let way_back = "offsets set worker.properties connector.properties --seq 299".replace("connector.", "archive.");
+    let kept = worker.files().run(&["offsets", "get"], CONNECTOR, &[]).1;
+    assert!(said.contains(&way_back) && kept.contains(&way_back), "{said}{kept}");
+    moved(&worker, "set", &["--seq", "299"]);
+    assert_eq!(stored(&worker)["seq"], 299);
+    moved(&worker, "reset", &[]);
     worker.start_again();
     worker.wait_metric("wecom_connector_messages_published_total", &[], 299.0);
     worker.wait_metric("wecom_connector_last_committed_seq", &[], 300.0);
@@ -249,6 +258,10 @@ fn an_offset_is_moved_by_hand() {
     moved(&worker, "rewind", &["--to-time", &time]);
     let to = stored(&worker)["seq"].as_u64().expect("a seq");
     assert!(to <= 279 && to > 200, "{to} for {time}, which is the time of seq 280 of {}", list.lines().count());
+    // Seq 40 says that it is of a later time.
+    let said = moved(&worker, "rewind", &["--to-time", &time]);
+    assert!(said.contains("not counted: ") && said.contains("(seq 40: "), "{said}");
+    assert!(stored(&worker)["seq"].as_u64() > Some(200), "{said}");
 }
 
 /// The offset as the command tells it.
@@ -294,7 +307,8 @@ fn what_cannot_be_done_with_an_offset_is_said() {
         (CONNECTOR, "rewind", &[], 64, "required"),
         (CONNECTOR, "rewind", &["--to-seq", "21"], 64, "no record 21 to go back to"),
         (CONNECTOR, "rewind", &["--to-seq", "0"], 64, "no record 0 to go back to"),
-        (CONNECTOR, "rewind", &["--to-time", "yesterday"], 64, "invalid"),
+        (CONNECTOR, "rewind", &["--to-time", "yesterday"], 64, "2026-11-24T08:00:00+08:00"),
+        (CONNECTOR, "rewind", &["--to-time", "2990-01-01"], 64, "no message of the topic"),
         (CONNECTOR, "rewind", &["--to-time", "2990-01-01T00:00:00Z"], 64, "no message of the topic"),
         (CONNECTOR, "rewind", &["--by", "soon"], 64, "36h"),
         ("stranger", "get", &[], 64, "there are offsets of: archive ("),
@@ -309,4 +323,150 @@ fn what_cannot_be_done_with_an_offset_is_said() {
         assert!(code == Some(exit) && said.contains(part), "{command} {arguments:?} of {connector}: {code:?} {said}");
     }
     assert_eq!(stored(&worker)["seq"], 20, "none of it moved the offset");
+}
+
+/// Waits until the connector's or a task's status says this.
+fn wait_said(worker: &Worker, connector: &str, part: &str) -> String {
+    harness::wait_for(&format!("the status to say {part}"), harness::PATIENCE, || {
+        let (_, status) = worker.get(&format!("/connectors/{connector}/status"))?;
+        status.contains(part).then_some(status)
+    })
+}
+
+fn alter_topic(topic: &str, setting: &str) {
+    let arguments = ["--alter", "--entity-type", "topics", "--entity-name", topic, "--add-config", setting];
+    Kafka::shared().tool("kafka.admin.ConfigCommand", &arguments);
+}
+
+const HOUR_MS: i64 = 60 * 60 * 1000;
+
+/// A topic that forgets, refuses old timestamps and then large records; and a connector that finds no offset.
+#[test]
+fn what_topics_do_not_keep_or_take_is_said_and_nothing_is_lost() {
+    let kafka = Kafka::shared();
+    let odd = "{ kind = \"msgtime_zero\", seq = [100] }, { kind = \"msgtime_future\", seq = [120] }, { kind = \"msgtime_past\", seq = [140] }";
+    let corp = Corp::new(
+        &format!(
+            "messages = 300\nhistory_hours = 90.0\nlive_per_second = 5.0\nlive_messages = 100000\nmix = {{ text = 1 }}\nodd = [{odd}]"
+        ),
+        "",
+    );
+    let limits = [
+        ("retention.ms", "604800000"),
+        ("message.timestamp.before.max.ms", "3600000"),
+        ("max.message.bytes", "1000000"),
+    ];
+    kafka.create_topic_with(&corp.topic(), 2, &limits);
+    let settings = [("topic.retention.check", "refuse"), ("media.enable", "false"), ("wecom.page.limit", "100")];
+    let worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &settings).start();
+    wait_said(&worker, CONNECTOR, "deletes what is older than 7 d (retention.ms=604800000)");
+    assert_eq!(read_committed(kafka, &corp.topic()).len(), 0);
+
+    let started_ms = now_ms();
+    let mut worker = worker.start_changed(|files| files.connector(CONNECTOR, &[("topic.retention.check", "warn")]));
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 300.0);
+    let status = wait_said(&worker, CONNECTOR, "refuses timestamps that are older than 1 h");
+    assert!(status.contains("deletes what is older than 7 d"), "{status}");
+    for record in read_committed(kafka, &corp.topic()) {
+        let (seq, timestamp_ms) = (header(&record, "ce_id"), record.timestamp().to_millis().expect("a timestamp"));
+        let from = match seq {
+            Some("100" | "120" | "140") => "newest_message",
+            Some(seq) if seq.parse::<u64>().expect("a seq") < 290 => "topic_limit",
+            _ => continue,
+        };
+        assert_eq!(header(&record, "wecom.timestamp_from"), Some(from), "{seq:?}");
+        assert!(
+            timestamp_ms >= started_ms - HOUR_MS && timestamp_ms < now_ms() - HOUR_MS / 2,
+            "{seq:?}: {timestamp_ms}"
+        );
+    }
+
+    // While it runs, the topic stops to take what it took: what was sent is aborted, and sent in a form that it takes.
+    alter_topic(&corp.topic(), "max.message.bytes=600");
+    worker.wait_metric("wecom_connector_dead_letters_total", &[("reason", "too_large")], 3.0);
+    assert!(worker.metric("wecom_connector_transactions_total", &[("result", "aborted")]) >= Some(1.0));
+    assert_eq!(worker.metric("wecom_connector_transactions_total", &[("result", "unknown")]), Some(0.0));
+    assert_eq!(worker.metric("wecom_connector_fencings_total", &[]), Some(0.0));
+    assert!(worker.log().contains("raise the topic's max.message.bytes"), "{}", worker.log());
+    alter_topic(&corp.topic(), "max.message.bytes=1000000");
+    worker.terminate();
+    assert_verified(&worker, 0);
+
+    // The connector is renamed, as if its offset were lost.
+    let seq = stored(&worker)["seq"].as_u64().expect("a seq");
+    let text = std::fs::read_to_string(worker.files().folder().join("archive.properties")).expect("the file");
+    let properties: Vec<_> =
+        text.lines().filter_map(|line| line.split_once('=')).filter(|(key, _)| *key != "name").collect();
+    let files = corp.connect(
+        WorkerFiles::new(kafka).set("offset.storage.topic", worker.files().get("offset.storage.topic")),
+        "renamed",
+        &properties,
+    );
+    let worker = files.connector("renamed", &[("require.offset", "true")]).start();
+    let status = wait_said(&worker, "renamed", "no offset is stored for connector renamed");
+    assert!(status.contains("offsets of this corp under other names: archive"), "{status}");
+    let mut worker = worker.start_changed(|files| files.connector("renamed", &[("require.offset", "false")]));
+    let status = wait_said(&worker, "renamed", "No offset was stored for connector renamed");
+    assert!(status.contains("under other names: archive"), "{status}");
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], seq as f64 + 1.0);
+    worker.terminate();
+    let (code, report, said) = worker.files().verify("renamed", &["--storage", "none"]);
+    assert_eq!(code, Some(0), "{said}{report:#}");
+    let counts = &report["counts"];
+    let republished = counts["messages"]["republished"].as_u64().expect("a count");
+    assert!(republished >= seq - 300 && republished <= seq, "{report:#}");
+}
+
+/// A page that never gets through: for the time it takes, or because the worker dies of it.
+#[test]
+fn a_page_that_does_not_get_through_is_asked_for_in_parts() {
+    let kafka = Kafka::shared();
+    let slow = "[[fault]]\nfunction = \"GetChatData\"\nlimit_above = 250\nslow_ms = 5000\ntimes = \"always\"";
+    let corp = Corp::new("messages = 2000\nmix = { text = 1 }", slow);
+    let settings = [("media.enable", "false"), ("wecom.timeout.ms", "1000")];
+    let mut worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &settings).start();
+    wait_said(&worker, CONNECTOR, "records are asked for now, in place of the 1000 of wecom.page.limit");
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 1000.0);
+    worker.kill();
+    let offset = stored(&worker);
+    assert_eq!((&offset["page_limit"], offset["vain_starts"].as_u64()), (&json!(250), None), "{offset}");
+
+    // Another worker begins with it; and with less, once some have died with the page.
+    moved(&worker, "reset", &[]);
+    for _ in 0..2 {
+        worker.start_with(&[("WECOM_CONNECTOR_CRASH_POINT", "page_pulled:1")]);
+        worker.process().wait(harness::PATIENCE);
+    }
+    assert_eq!(stored(&worker)["vain_starts"], 2);
+    worker.start_again();
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 2000.0);
+    let offset = stored(&worker);
+    assert_eq!((&offset["page_limit"], offset["vain_starts"].as_u64()), (&json!(62), None), "{offset}");
+    worker.terminate();
+    assert_verified(&worker, 0);
+}
+
+/// Brokers forget a `transactional.id` that has had no transaction for a week.
+#[test]
+fn a_producer_that_the_brokers_have_forgotten_is_renewed_at_once() {
+    let kafka = Kafka::start_with(
+        "transactional.id.expiration.ms=1000\ntransaction.remove.expired.transaction.cleanup.interval.ms=500\nproducer.id.expiration.ms=1000\nproducer.id.expiration.check.interval.ms=500",
+        false,
+    );
+    let corp = Corp::new("messages = 20\nlive_per_second = 0.3\nlive_messages = 100000\nmix = { image = 1 }", "");
+    let mut worker = corp.connect(WorkerFiles::new(&kafka), CONNECTOR, &[]).start();
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 20.0);
+    harness::wait_until("both kinds of tasks to renew their producers", harness::PATIENCE, || {
+        let log = worker.log();
+        let renewed = |task: &str| log.lines().any(|line| line.contains(task) && line.contains("a new one goes on"));
+        renewed("message_task") && renewed("media_task")
+    });
+    let seq = worker.metric("wecom_connector_last_committed_seq", &[]).expect("a seq");
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], seq + 1.0);
+    worker.wait_metric("wecom_connector_media_total", &[("status", "stored")], seq);
+    assert_eq!(worker.metric("wecom_connector_fencings_total", &[]), Some(0.0), "{}", worker.log());
+    assert!(!worker.log().contains("will be started again"), "{}", worker.log());
+    worker.terminate();
+    let (code, report, said) = worker.files().verify(CONNECTOR, &[]);
+    assert_eq!(code, Some(0), "{said}{report:#}");
 }

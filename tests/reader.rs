@@ -59,7 +59,9 @@ fn every_kind_of_fault_is_found() {
     of(7, &|record| record.set("ce_type", "wecom.archive.other"));
     of(8, &|record| record.set("wecom.previous_seq", "6"));
     of(DEAD_SEQ, &|record| record.set("wecom.previous_seq", ""));
-    // Of times: another message's, a timestamp after the message, one of a message that is ahead, one that is older than it can be.
+    // Of times: another message's, a timestamp after the message, one of a message that is ahead, one that is older than it can be,
+    // and one that is taken for impossible and is not.
+    of(9, &|record| record.headers.push(("wecom.timestamp_from", "newest_message".to_owned())));
     of(7, &|record| record.value = record.value.replace("\"msgtime_ms\":", "\"msgtime_ms\":1"));
     of(8, &|record| record.timestamp_ms += 1);
     of(3, &|record| record.timestamp_ms += 600_000);
@@ -89,6 +91,7 @@ fn every_kind_of_fault_is_found() {
         "seq 5: previous_seq is , should be 4",
         "seq 7: msgtime_ms is 1",
         "seq 8: timestamp ",
+        "seq 9: timestamp ",
         "seq 3: timestamp ",
         "seq 4: timestamp ",
         "should be partition ",
@@ -168,9 +171,9 @@ impl Corp {
     fn times(&self, seq: u64) -> (i64, i64) {
         const DAY_MS: i64 = 24 * 3_600_000;
         match seq {
-            2 => (0, self.now_ms),
-            3 => (self.now_ms + 3 * DAY_MS, self.now_ms),
-            4 => (self.now_ms - 3_000 * DAY_MS, self.now_ms - 5 * DAY_MS),
+            2 => (0, self.now_ms - 3_600_000),
+            3 => (self.now_ms + 3 * DAY_MS, self.now_ms - 3_600_000),
+            4 => (self.now_ms - 3_000 * DAY_MS, self.now_ms - 3_600_000),
             _ => (self.now_ms - 3_600_000, self.now_ms - 3_600_000),
         }
     }
@@ -253,6 +256,9 @@ impl Corp {
                 let mut headers =
                     cloud_event(&seq.to_string(), "wecom.archive.message", "urn:wecom-connector:message:1", msgtime_ms);
                 headers.extend([("ce_subject", format!("m{seq}")), previous_seq]);
+                if (2..=4).contains(&seq) {
+                    headers.push(("wecom.timestamp_from", "newest_message".to_owned()));
+                }
                 (conversation(seq), value, headers)
             }
         };

@@ -45,6 +45,13 @@ const ROWS: &[Row] = &[
     ("wrong key", |it| it.find(REFERENCES, 8).key = "room 7".into(), &[], &[("wrong_key", Some(8))]),
     ("no link", |it| it.find(MESSAGES, 6).headers.retain(|(name, _)| *name != "wecom.previous_seq"), &[], &[("unchained", Some(6))]),
     ("wrong link", |it| it.find(MESSAGES, 6).set("wecom.previous_seq", "4"), &[], &[("chain_broken", Some(6))]),
+    // A connector that had another name, or another topic.
+    ("dead letter under another name", |it| it.find(DEAD_LETTERS, 5).set("__connect.errors.connector.name", "before"), &[], &[]),
+    ("dead letter of another topic", |it| {
+        let letter = it.find(DEAD_LETTERS, 5);
+        letter.set("__connect.errors.connector.name", "before");
+        letter.set("__connect.errors.topic", "elsewhere");
+    }, &[], &[("missing", Some(5))]),
     // An offset moved by hand.
     ("rewound", |it| it.rewind(true), &[], &[]),
     ("rewound, no marks", |it| it.rewind(false), &[], &[("twice", Some(11)), ("twice", Some(12))]),

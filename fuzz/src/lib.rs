@@ -15,9 +15,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 use wecom_connector::archive::page::MalformedRecord;
-use wecom_connector::archive::{
-    ChatRecord, Element, EventContext, MediaRequest, PageError, Record, RecordTimestamp, event, page,
-};
+use wecom_connector::archive::{ChatRecord, Element, EventContext, MediaRequest, PageError, Record, event, page};
 use wecom_connector::config;
 use wecom_connector::sdk::frame::{self, Request, Response};
 use wecom_simulator::corp::Corp;
@@ -25,14 +23,8 @@ use wecom_simulator::message;
 use wecom_simulator::scenario::Scenario;
 
 const NOW_MS: i64 = 1_700_000_000_000;
-const CONTEXT: EventContext<'static> = EventContext {
-    connector: "archive",
-    task: 0,
-    topic: "messages",
-    corp_id: "ww1",
-    record_timestamp: RecordTimestamp::Message,
-    now_ms: NOW_MS,
-};
+const CONTEXT: EventContext<'static> =
+    EventContext { connector: "archive", task: 0, topic: "messages", corp_id: "ww1", now_ms: NOW_MS };
 
 /// An answer of `GetChatData`.
 ///

@@ -249,16 +249,15 @@ pub fn build_stray(context: &EventContext<'_>, stray: &StrayRecord<'_>) -> Recor
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::EventContext;
     use crate::archive::page::{self, Element};
     use crate::archive::schema::tests::{check, check_headers};
-    use crate::archive::{EventContext, RecordTimestamp};
 
     const CONTEXT: EventContext<'_> = EventContext {
         connector: "archive-1",
         task: 0,
         topic: "wecom.messages",
         corp_id: "ww1",
-        record_timestamp: RecordTimestamp::Message,
         now_ms: 1_700_000_000_000,
     };
 

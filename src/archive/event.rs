@@ -11,7 +11,7 @@ use super::conversation::Conversation;
 use super::media::MediaReference;
 use super::message::{Message, NotJson};
 use super::page::ChatRecord;
-use super::record::{CloudEvent, Record, RecordTimestamp, Topic};
+use super::record::{CloudEvent, Record, Topic};
 use super::request::{MediaRequest, Origin};
 use super::{json, schema, walk};
 
@@ -25,7 +25,6 @@ pub struct EventContext<'a> {
     /// Name of the topic that messages go to, for dead letters.
     pub topic: &'a str,
     pub corp_id: &'a str,
-    pub record_timestamp: RecordTimestamp,
     /// When the page was pulled, in milliseconds since the epoch.
     pub now_ms: i64,
 }
@@ -33,7 +32,9 @@ pub struct EventContext<'a> {
 /// What a message becomes.
 #[derive(Debug)]
 pub struct MessageEvent {
-    /// For [`Topic::Messages`], keyed by the conversation.
+    /// For [`Topic::Messages`], keyed by the conversation. Its timestamp is the pull's, until [`Timestamps::stamp`] sets it.
+    ///
+    /// [`Timestamps::stamp`]: super::Timestamps::stamp
     pub record: Record,
     /// One for each file that the message refers to.
     pub media: Vec<MediaRequest>,
@@ -130,7 +131,7 @@ pub fn build(context: &EventContext<'_>, sealed: &ChatRecord, plaintext: &[u8]) 
         key: conversation.id.clone().into_bytes(),
         value: json::print(&envelope, bytes_expected),
         headers: cloud_event.headers(),
-        timestamp_ms: context.record_timestamp.of(message.msgtime_ms, context.now_ms),
+        timestamp_ms: context.now_ms,
     };
     // They stand in each request, and must not multiply there.
     let origin = Origin {
@@ -196,15 +197,8 @@ mod tests {
     const NOW: i64 = 1_603_900_000_000;
     const MD5: Option<&str> = Some("0cc175b9c0f1b6a831c399e269772661");
 
-    fn context(record_timestamp: RecordTimestamp) -> EventContext<'static> {
-        EventContext {
-            connector: "archive-1",
-            task: 0,
-            topic: "wecom.messages",
-            corp_id: "ww1",
-            record_timestamp,
-            now_ms: NOW,
-        }
+    fn context() -> EventContext<'static> {
+        EventContext { connector: "archive-1", task: 0, topic: "wecom.messages", corp_id: "ww1", now_ms: NOW }
     }
 
     fn sealed(msgid: &str) -> ChatRecord {
@@ -219,7 +213,7 @@ mod tests {
     }
 
     fn build(msgid: &str, plaintext: &[u8]) -> Result<MessageEvent, NotJson> {
-        super::build(&context(RecordTimestamp::Message), &sealed(msgid), plaintext)
+        super::build(&context(), &sealed(msgid), plaintext)
     }
 
     fn contains(bytes: &[u8], part: &[u8]) -> bool {
@@ -313,7 +307,7 @@ mod tests {
 
             assert!(contains(&event.record.value, format!("\"message\":{}", text.trim()).as_bytes()), "{name}");
             assert_eq!(event.record.key, conversation.as_bytes(), "{name}");
-            let context = context(RecordTimestamp::Message);
+            let context = context();
             let restored = restore(&context, u64::MAX, event.record.value.clone()).expect(name);
             assert_eq!((&restored.record, &restored.media), (&event.record, &event.media), "{name}");
             assert!(restore(&context, 1, event.record.value.clone()).is_none(), "another seq");
@@ -353,11 +347,8 @@ mod tests {
         let value = check(&event.record);
         assert_eq!((&value["from"], &value["msgtype"]), (&"anna".into(), &serde_json::Value::Null));
         assert_eq!(event.msgtime_ms, Some(1_554_119_421_840));
-        assert_eq!(event.record.timestamp_ms, NOW - crate::archive::WINDOW_MS);
-        let ingested =
-            super::build(&context(RecordTimestamp::Ingest), &sealed("m"), messages()["switch"].as_bytes()).unwrap();
-        assert_eq!(ingested.record.timestamp_ms, NOW);
-        let time = ingested.record.headers.iter().find(|(name, _)| *name == "ce_time").unwrap();
+        assert_eq!(event.record.timestamp_ms, NOW);
+        let time = event.record.headers.iter().find(|(name, _)| *name == "ce_time").unwrap();
         assert_eq!(time.1, b"2019-04-01T11:50:21.840Z");
     }
 
@@ -389,7 +380,7 @@ mod tests {
         let mut other = sealed("");
         other.seq = 8;
         let first = build("", plaintext).unwrap();
-        let second = super::build(&context(RecordTimestamp::Message), &other, plaintext).unwrap();
+        let second = super::build(&context(), &other, plaintext).unwrap();
         assert_ne!(first.media[0].media_id, second.media[0].media_id);
         check(&first.record);
     }

@@ -87,7 +87,6 @@ impl Gap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::RecordTimestamp;
     use crate::archive::schema::tests::check;
 
     const NOW: i64 = 1_700_000_000_000;
@@ -114,14 +113,7 @@ mod tests {
     fn the_event_says_between_which_records() {
         let delivered = Delivered { seq: 10, until_ms: Some(0) };
         let gap = Gap::find(delivered, u64::MAX, Some(NOW - 1), NOW).expect("a gap");
-        let context = EventContext {
-            connector: "archive",
-            task: 0,
-            topic: "messages",
-            corp_id: "ww1",
-            record_timestamp: RecordTimestamp::Message,
-            now_ms: NOW,
-        };
+        let context = EventContext { connector: "archive", task: 0, topic: "messages", corp_id: "ww1", now_ms: NOW };
         let event = check(&gap.to_record(&context));
         assert_eq!((&event["after_seq"], &event["before_seq"]), (&10.into(), &u64::MAX.into()));
     }

@@ -1,7 +1,5 @@
 //! A Kafka record, before anything of Kafka.
 
-use super::WINDOW_MS;
-
 /// Where a record goes. The names of the topics are configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Topic {
@@ -32,42 +30,6 @@ impl Record {
         const BATCH_AND_RECORD: usize = 61 + 36;
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
         BATCH_AND_RECORD + self.key.len() + self.value.len() + headers
-    }
-}
-
-/// What the timestamp of a message's record is (`wecom.record.timestamp`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum RecordTimestamp {
-    /// The message's time, kept between five days ago and now: brokers refuse timestamps an hour ahead, and retention eats very
-    /// old ones.
-    #[default]
-    Message,
-    /// The time of the pull.
-    Ingest,
-}
-
-impl RecordTimestamp {
-    /// The names in configuration.
-    pub const NAMES: &'static [&'static str] = &["message", "ingest"];
-
-    /// The variant of a name in configuration.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "message" => Some(Self::Message),
-            "ingest" => Some(Self::Ingest),
-            _ => None,
-        }
-    }
-
-    /// The timestamp of a record whose message has the time `msgtime_ms`. No time, or one that is not positive (0 in the
-    /// vendor's own samples), is none: then it is now.
-    pub fn of(self, msgtime_ms: Option<i64>, now_ms: i64) -> i64 {
-        match (self, msgtime_ms) {
-            (Self::Message, Some(msgtime_ms)) if msgtime_ms > 0 => {
-                msgtime_ms.clamp(now_ms.saturating_sub(WINDOW_MS), now_ms)
-            }
-            _ => now_ms,
-        }
     }
 }
 
@@ -113,24 +75,6 @@ fn rfc3339(unix_ms: i64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn timestamps_stay_between_five_days_ago_and_now() {
-        const NOW: i64 = 1_700_000_000_000;
-        let rows = [
-            (Some(NOW - 1), NOW - 1),
-            (Some(NOW + 1), NOW),
-            (Some(NOW - WINDOW_MS - 1), NOW - WINDOW_MS),
-            (Some(i64::MAX), NOW),
-            (Some(0), NOW),
-            (Some(i64::MIN), NOW),
-            (None, NOW),
-        ];
-        for (msgtime_ms, expected) in rows {
-            assert_eq!(RecordTimestamp::Message.of(msgtime_ms, NOW), expected, "{msgtime_ms:?}");
-            assert_eq!(RecordTimestamp::Ingest.of(msgtime_ms, NOW), NOW);
-        }
-    }
 
     #[test]
     fn times_are_written_in_rfc_3339_or_not_at_all() {

@@ -5,10 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::event::EventContext;
 use super::media::MediaReference;
 use super::record::{CloudEvent, Record, Topic};
+use super::time::CLOCK_AHEAD_MS;
 use super::{WINDOW_MS, json, schema};
-
-/// How far a message's time may lie ahead of ours before it is a wrong clock's.
-const CLOCK_AHEAD_MS: i64 = 60 * 60 * 1000;
 
 /// A file to be brought. Keyed by `media_id`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -41,7 +41,7 @@ pub fn find(corp_id: &str, msgid: &str, msgtype: Option<&str>, text: &str) -> Me
     let mut walk =
         Walk { corp_id, msgid, path: String::new(), bytes_left: BYTES_MAX, references: Vec::new(), truncated: false };
     let media_type = msgtype.and_then(type_name).unwrap_or(Cow::Borrowed("unknown"));
-    walk.value(text, 0, &media_type, true);
+    walk.value(text, 0, Within { media_type: &media_type, item_type: "" }, true);
     let Walk { mut references, truncated, .. } = walk;
     // Of a name that stands twice in an object the last counts.
     let mut paths = HashSet::new();
@@ -49,6 +49,15 @@ pub fn find(corp_id: &str, msgid: &str, msgtype: Option<&str>, text: &str) -> Me
     references.retain(|reference| paths.insert(reference.path.clone()));
     references.reverse();
     Media { references, truncated }
+}
+
+/// Where a value stands.
+#[derive(Debug, Clone, Copy)]
+struct Within<'a> {
+    /// The type of what a file here would be.
+    media_type: &'a str,
+    /// The type of the message or item around it, in small letters; empty where it has none.
+    item_type: &'a str,
 }
 
 struct Walk<'a> {
@@ -78,21 +87,21 @@ struct Object<'a> {
 
 impl Walk<'_> {
     /// Looks through the value `text`, which has the needle in it. `opens_strings`: JSON in strings is looked at, too.
-    fn value(&mut self, text: &str, depth: usize, media_type: &str, opens_strings: bool) {
+    fn value(&mut self, text: &str, depth: usize, within: Within<'_>, opens_strings: bool) {
         let Some(bytes_left) = self.bytes_left.checked_sub(text.len()).filter(|_| depth < DEPTH_MAX) else {
             self.truncated = true;
             return;
         };
         self.bytes_left = bytes_left;
         match text.as_bytes().first() {
-            Some(b'{') => self.object(text, depth, media_type, opens_strings),
-            Some(b'[') => self.array(text, depth, media_type, opens_strings),
-            Some(b'"') if opens_strings => self.string(text, depth, media_type),
+            Some(b'{') => self.object(text, depth, within, opens_strings),
+            Some(b'[') => self.array(text, depth, within, opens_strings),
+            Some(b'"') if opens_strings => self.string(text, depth, within),
             _ => {}
         }
     }
 
-    fn object(&mut self, text: &str, depth: usize, media_type: &str, opens_strings: bool) {
+    fn object(&mut self, text: &str, depth: usize, within: Within<'_>, opens_strings: bool) {
         let mut object = Object::default();
         let read = json::members(text, |name, member| {
             let value = member.get();
@@ -122,19 +131,25 @@ impl Walk<'_> {
         }
         let item_type = object.type_name.as_deref().and_then(type_name);
         // What people write is no JSON of WeCom's, even if it looks like it: whoever sends `{"sdkfileid":"…"}` sends no file.
-        let opens_strings = opens_strings && !matches!(item_type.as_deref(), Some("text" | "markdown"));
-        self.reference(&object, media_type);
+        let is_written = depth == 0
+            || matches!(within.item_type, "mixed" | "chatrecord")
+            || object.type_name.as_deref().is_some_and(|name| name.starts_with("ChatRecord"));
+        // In a type that nobody has described, such as `note`, an item of the type `text` may hold anything.
+        let is_text = is_written && matches!(item_type.as_deref(), Some("text" | "markdown"));
+        let opens_strings = opens_strings && !is_text;
+        self.reference(&object, within.media_type);
         for (name, member) in &object.holders {
             let media_type = match (name.as_ref(), &item_type) {
                 ("content", Some(item_type)) => item_type,
                 (name, _) if CARRIERS.contains(&name) => name,
-                _ => media_type,
+                _ => within.media_type,
             };
-            self.within(name, |walk| walk.value(member.get(), depth + 1, media_type, opens_strings));
+            let inner = Within { media_type, item_type: item_type.as_deref().unwrap_or(within.item_type) };
+            self.within(name, |walk| walk.value(member.get(), depth + 1, inner, opens_strings));
         }
     }
 
-    fn array(&mut self, text: &str, depth: usize, media_type: &str, opens_strings: bool) {
+    fn array(&mut self, text: &str, depth: usize, within: Within<'_>, opens_strings: bool) {
         let (mut index, mut holders) = (0_usize, Vec::new());
         let read = json::elements(text, |element| {
             if element.get().contains(NAME) {
@@ -144,15 +159,15 @@ impl Walk<'_> {
         });
         self.truncated |= read.is_err();
         for (index, element) in holders {
-            self.within(&index.to_string(), |walk| walk.value(element.get(), depth + 1, media_type, opens_strings));
+            self.within(&index.to_string(), |walk| walk.value(element.get(), depth + 1, within, opens_strings));
         }
     }
 
-    fn string(&mut self, text: &str, depth: usize, media_type: &str) {
+    fn string(&mut self, text: &str, depth: usize, within: Within<'_>) {
         let Some(decoded) = json::string(text) else { return };
         let inner = decoded.trim_matches([' ', '\t', '\r', '\n', '\u{feff}']);
         if inner.starts_with(['{', '[', '"']) {
-            self.value(&json::escape_control_bytes(inner), depth + 1, media_type, true);
+            self.value(&json::escape_control_bytes(inner), depth + 1, within, true);
         }
     }
 
@@ -239,6 +254,20 @@ mod tests {
             (r#"{"msgtype":"text","text":{"content":"{\"sdkfileid\":\"x\"}"}}"#, &[]),
             (r#"{"a":{"type":"ChatRecordText","content":"{\"content\":\"{\\\"sdkfileid\\\":\\\"x\\\"}\"}"}}"#, &[]),
             (r#"{"msgtype":"text","text":{"sdkfileid":"x"}}"#, &[("/text/sdkfileid", "x")]),
+            (r#"{"msgtype":"mixed","mixed":{"item":[{"type":"text","content":"{\"sdkfileid\":\"x\"}"}]}}"#, &[]),
+            (
+                r#"{"msgtype":"chatrecord","chatrecord":{"item":[{"type":"Text","content":"{\"sdkfileid\":\"x\"}"}]}}"#,
+                &[],
+            ),
+            // In a type that nobody has described, what is called text may be anything.
+            (
+                r#"{"msgtype":"note","note":{"item":[{"type":"text","content":"{\"sdkfileid\":\"x\"}"},{"type":"markdown","content":"{\"sdkfileid\":\"y\"}"}]}}"#,
+                &[("/note/item/0/content/sdkfileid", "x"), ("/note/item/1/content/sdkfileid", "y")],
+            ),
+            (
+                r#"{"a":{"type":"ChatRecordNote","content":"{\"type\":\"text\",\"text\":\"{\\\"sdkfileid\\\":\\\"x\\\"}\"}"}}"#,
+                &[("/a/content/text/sdkfileid", "x")],
+            ),
             (r#"{"a":"where is my sdkfileid?"}"#, &[]),
         ];
         for (text, expected) in rows {

@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use clap::{ArgGroup, Args, Subcommand};
-use jiff::{SpanRelativeTo, Timestamp, Unit};
+use jiff::tz::TimeZone;
+use jiff::{SpanRelativeTo, Timestamp, Unit, Zoned};
 use serde_json::json;
 
 use super::Files;
@@ -77,9 +78,10 @@ pub struct RewindArgs {
     #[arg(long, value_name = "SEQ", group = "target")]
     to_seq: Option<u64>,
 
-    /// Deliver again from the first message with this time on, as 2026-11-24T08:00:00+08:00
-    #[arg(long, value_name = "TIME", group = "target")]
-    to_time: Option<Timestamp>,
+    /// Deliver again from the first message with this time on, as 2026-11-24T08:00:00+08:00. Without an offset it is a time of
+    /// this machine's zone (TZ), and a date alone is its midnight: 2026-11-24. What it was taken for is said
+    #[arg(long, value_name = "TIME", group = "target", value_parser = parse_time)]
+    to_time: Option<Zoned>,
 
     /// How far back: a number of positions (5000), or a time (36h, 2d) before now
     #[arg(long, value_name = "HOW_FAR", group = "target", value_parser = parse_distance)]
@@ -109,20 +111,44 @@ fn parse_distance(text: &str) -> Result<Distance, String> {
     }
 }
 
+fn parse_time(text: &str) -> Result<Zoned, String> {
+    parse_time_in(text.trim(), &TimeZone::system())
+}
+
+/// A moment with an offset or a zone of its own; or a date, or a date and time, of this zone.
+fn parse_time_in(text: &str, zone: &TimeZone) -> Result<Zoned, String> {
+    let advice = || {
+        "give a date and time as 2026-11-24T08:00:00+08:00 or 2026-11-24T00:00:00Z; without an offset it is a time of this machine's \
+         zone (TZ), and a date alone, 2026-11-24, is its midnight"
+            .to_owned()
+    };
+    if let Ok(zoned) = text.parse::<Zoned>() {
+        return Ok(zoned);
+    }
+    if let Ok(timestamp) = text.parse::<Timestamp>() {
+        return Ok(timestamp.to_zoned(zone.clone()));
+    }
+    let civil = text.parse::<jiff::civil::DateTime>().map_err(|_| advice())?;
+    civil.to_zoned(zone.clone()).map_err(|_| advice())
+}
+
 /// Runs one of the commands and says how it ended.
 ///
 /// # Errors
 /// When `out` cannot be written.
 pub fn run(command: &Offsets, out: &mut impl Write) -> anyhow::Result<Exit> {
     let clock = Clock::system();
+    if let Offsets::Rewind(RewindArgs { to_time: Some(time), .. }) = command {
+        writeln!(out, "from  {time}, which is {:.0}", time.timestamp())?;
+    }
     let (files, target, allow_skip, dry_run) = match command {
         Offsets::Get(args) => return get(args, clock, out),
         Offsets::Set(args) => (&args.files, Target::After(args.seq), args.allow_skip, args.dry_run),
         Offsets::Reset(args) => (&args.files, Target::After(0), false, args.dry_run),
         Offsets::Rewind(args) => {
-            let target = match (args.to_seq, args.to_time, args.by) {
+            let target = match (args.to_seq, &args.to_time, args.by) {
                 (Some(seq), _, _) => Target::Record(seq),
-                (_, Some(time), _) => Target::Time(time.as_millisecond()),
+                (_, Some(time), _) => Target::Time(time.timestamp().as_millisecond()),
                 (_, _, Some(Distance::Milliseconds(ms))) => Target::Time(clock.now().unix_ms.saturating_sub(ms)),
                 (_, _, Some(Distance::Positions(positions))) => Target::Back(positions),
                 // clap sees to it that one is there.
@@ -159,6 +185,9 @@ pub fn run(command: &Offsets, out: &mut impl Write) -> anyhow::Result<Exit> {
                 describe(&done, out)?;
             }
             writeln!(out, "done: start the worker again")?;
+            if let Some(from) = &done.from {
+                writeln!(out, "back  {}", way_back(from.seq, files))?;
+            }
             Ok(Exit::Success)
         }
         Err(error) => Ok(failed(&stored, &error)),
@@ -172,7 +201,13 @@ fn get(args: &GetArgs, clock: Clock, out: &mut impl Write) -> anyhow::Result<Exi
     };
     match stored.get() {
         Ok(Some(offset)) if args.json => writeln!(out, "{}", json!(offset))?,
-        Ok(Some(offset)) => writeln!(out, "{}", Shown(&offset))?,
+        Ok(Some(offset)) => {
+            writeln!(out, "{}", Shown(&offset))?;
+            if let Some(moved) = &offset.moved_from {
+                let (seq, at) = (moved.seq, time(moved.at_ms));
+                writeln!(out, "moved by hand from seq {seq}, {at}; back: {}", way_back(seq, &args.files))?;
+            }
+        }
         Ok(None) => {
             eprintln!("{}", nothing_stored(&stored));
             return Ok(Exit::Usage);
@@ -180,6 +215,12 @@ fn get(args: &GetArgs, clock: Clock, out: &mut impl Write) -> anyhow::Result<Exi
         Err(error) => return Ok(failed(&stored, &error.into())),
     }
     Ok(Exit::Success)
+}
+
+/// The command that puts the offset back to where it stood.
+fn way_back(seq: u64, files: &Files) -> String {
+    let Files { worker, connector } = files;
+    format!("wecom-connector offsets set {} {} --seq {seq}", worker.display(), connector.display())
 }
 
 fn open(files: &Files, clock: Clock) -> Result<StoredOffset, Exit> {
@@ -230,6 +271,14 @@ fn describe(plan: &Alteration, out: &mut impl Write) -> std::io::Result<()> {
         None => writeln!(out, "now   no offset: the connector would begin with the oldest record that WeCom has")?,
     }
     writeln!(out, "then  {}", Shown(&plan.to))?;
+    if let Some((seq, msgtime_ms)) = plan.unbelievable.first {
+        writeln!(
+            out,
+            "not counted: {} messages whose time cannot be right, as it was ahead when they were pulled, or far behind (seq {seq}: {})",
+            plan.unbelievable.messages,
+            time(msgtime_ms)
+        )?;
+    }
     let again = &plan.again;
     if again.messages + again.dead_letters > 0 {
         let oldest = again.oldest_msgtime_ms.map(|ms| format!("; the oldest message is of {}", time(ms)));
@@ -285,6 +334,26 @@ impl std::fmt::Display for Shown<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_without_an_offset_is_one_of_the_zone() {
+        let zone = TimeZone::fixed(jiff::tz::offset(8));
+        for (text, expected) in [
+            ("2026-11-24T08:00:00+08:00", Some("2026-11-24T00:00:00Z")),
+            ("2026-11-24T08:00:00Z", Some("2026-11-24T08:00:00Z")),
+            ("2026-11-24T08:00:00+00:00[UTC]", Some("2026-11-24T08:00:00Z")),
+            ("2026-11-24", Some("2026-11-23T16:00:00Z")),
+            ("2026-11-24T08:00", Some("2026-11-24T00:00:00Z")),
+            ("2026-11-24 08:00:30", Some("2026-11-24T00:00:30Z")),
+            ("24.11.2026", None),
+            ("yesterday", None),
+            ("", None),
+        ] {
+            let found = parse_time_in(text, &zone);
+            assert_eq!(found.as_ref().ok().map(|time| time.timestamp().to_string()).as_deref(), expected, "{text}");
+            assert!(found.is_ok() || found.is_err_and(|advice| advice.contains("2026-11-24T08:00:00+08:00")));
+        }
+    }
 
     #[test]
     fn distances_are_positions_or_times() {

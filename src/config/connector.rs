@@ -36,6 +36,18 @@ choices! {
     }
 }
 
+choices! {
+    /// What a topic does that deletes its records early.
+    pub enum RetentionCheck {
+        /// It is told.
+        Warn = "warn",
+        /// Nothing is published.
+        Refuse = "refuse",
+        /// Nothing.
+        Off = "off",
+    }
+}
+
 /// A checked connector configuration. What each field means, its range and default stand in the table of keys.
 #[derive(Debug, Clone)]
 pub struct ConnectorConfig {
@@ -83,6 +95,10 @@ pub struct ConnectorConfig {
     pub media_retries_topic: String,
     /// Dead letters.
     pub dead_letter_topic: String,
+    /// What a topic does that deletes its records early.
+    pub topic_retention_check: RetentionCheck,
+    /// Whether nothing is pulled where no source offset is stored.
+    pub require_offset: bool,
     /// What a record that cannot be opened does.
     pub errors_tolerance: ErrorsTolerance,
     /// Longest pause between tries, in milliseconds.
@@ -130,6 +146,7 @@ impl ConnectorConfig {
         let (Some(storage), Some(topic_creation)) = (storage, topic_creation) else {
             return Err(values.into_errors());
         };
+        check_retention(&mut values, &topic_creation);
         values.finish(|values| Self {
             name: values.string("name"),
             corp_id: values.string("wecom.corp.id"),
@@ -153,6 +170,8 @@ impl ConnectorConfig {
             media_requests_topic: values.string("media.requests.topic"),
             media_retries_topic: values.string("media.retries.topic"),
             dead_letter_topic: values.string("errors.deadletterqueue.topic.name"),
+            topic_retention_check: values.choice("topic.retention.check", RetentionCheck::from_name),
+            require_offset: values.boolean("require.offset"),
             errors_tolerance: values.choice("errors.tolerance", ErrorsTolerance::from_name),
             errors_retry_delay_max_ms: values.int("errors.retry.delay.max.ms"),
             transaction_timeout_ms: values.int("transaction.timeout.ms"),
@@ -230,6 +249,28 @@ fn check_topics(values: &mut Values) {
         if let Some(other) = taken.insert(topic, key) {
             values.problem(key, format!("is the topic of {other} too; each kind of event needs its own"));
         }
+    }
+}
+
+/// Warns of topics that would be made with a short memory. What they have if they are there already, the start tells.
+fn check_retention(values: &mut Values, creation: &TopicCreation) {
+    const WEEK_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+    if values.text("topic.retention.check") == Some(RetentionCheck::Off.name()) {
+        return;
+    }
+    let topics: Vec<_> = ["topic", "media.topic"].into_iter().filter_map(|key| values.text(key)).collect();
+    let is_short = |topic: &&str| {
+        let retention_ms = creation.settings_for(topic).configs.get("retention.ms");
+        retention_ms.is_none_or(|retention_ms| retention_ms.parse().is_ok_and(|ms| (0..=WEEK_MS).contains(&ms)))
+    };
+    let short: Vec<_> = topics.into_iter().filter(is_short).collect();
+    if !short.is_empty() {
+        let message = format!(
+            "where {} are made by this worker, they keep their records for a week or less (Kafka's default), and WeCom keeps them for \
+             five days: set it, -1 keeps all; or set topic.retention.check=off",
+            short.join(" and ")
+        );
+        values.warnings.push(Warning { key: "topic.creation.default.retention.ms".to_owned(), message });
     }
 }
 

@@ -1,7 +1,7 @@
 //! The table of keys. Parsing, checks, defaults, the reference and the REST answers all come from it.
 
 use super::clients::{self, Client};
-use super::connector::{self, EgressMode, ErrorsTolerance};
+use super::connector::{self, EgressMode, ErrorsTolerance, RetentionCheck};
 use super::key::{Key, Kind};
 use super::storage::{Checksum, FileMode, StorageType};
 use super::topics;
@@ -111,7 +111,7 @@ pub(super) const CONNECTOR: &[Key] = &[
         .or("1000"),
     Key::new("wecom.rate.limit.per.minute", Kind::Int { min: 1, max: 600 }, WECOM, "Most pulls a minute. WeCom allows a corp 600, all its programs together.")
         .or("600"),
-    Key::new("wecom.record.timestamp", Kind::Enum(RecordTimestamp::NAMES), WECOM, "Timestamp of the Kafka records: the time of the `message`, kept between five days ago and now, or of the `ingest`. The message's own time always stands in the event.")
+    Key::new("wecom.record.timestamp", Kind::Enum(RecordTimestamp::NAMES), WECOM, "Timestamp of the Kafka records: the time of the `message`, or of the `ingest`. A message's time that cannot be right (0, missing, ahead) becomes the newest one before it that can, and one that the topic does not take becomes the nearest that it takes; then the header `wecom.timestamp_from` says so. The message's own time always stands in the event.")
         .or("message").low(),
     Key::new("poll.interval.ms", Kind::DurationMs { min: 1, max: DAY }, WECOM, "Pause between pulls when the archive is drained.")
         .or("1000"),
@@ -119,6 +119,10 @@ pub(super) const CONNECTOR: &[Key] = &[
         .or("21600000").low(),
     Key::new("topic", Kind::String, TOPICS, "Topic for the messages.")
         .required().check(topics::check_name),
+    Key::new("topic.retention.check", Kind::Enum(RetentionCheck::NAMES), TOPICS, "What to do when the topic of messages, media references or dead letters deletes what is seven days old or younger (Kafka's default), or by size: `warn` in the log and the status, `refuse` to start, or `off`.")
+        .or("warn"),
+    Key::new("require.offset", Kind::Boolean, TOPICS, "Whether a connector without a stored source offset refuses to start. `false`: it begins with the oldest record that WeCom has, and marks what its topics hold already (`wecom.republished`). `true` guards a running archive against a lost offset topic or a changed `name`; set it after the first start.")
+        .or("false"),
     Key::new("media.topic", Kind::String, TOPICS, "Topic for the media reference events: what was stored where, or why not.")
         .or_derived("topic", "-media").check(topics::check_name),
     Key::new("media.requests.topic", Kind::String, TOPICS, "Topic for the media that are to be brought; the media tasks share its partitions.")

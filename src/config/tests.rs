@@ -38,7 +38,8 @@ fn problems_of(key: &Key, value: &str) -> Vec<Problem> {
 #[test]
 fn a_minimal_connector_has_the_documented_defaults() {
     let (config, warnings) = connector_with(&[]).unwrap();
-    assert_eq!(warnings, []);
+    // Kafka's default retention is a week.
+    assert_eq!(warnings.iter().map(|it| it.key.as_str()).collect::<Vec<_>>(), ["topic.creation.default.retention.ms"]);
     assert_eq!(config.secret.expose_secret(), "Sesame");
     assert_eq!(config.private_keys, [(1, "/keys/1.pem".into())]);
     let topics = config.topics().map(|(_, topic)| topic);
@@ -204,6 +205,7 @@ fn all_problems_come_at_once_one_a_line() {
 #[test]
 fn unknown_keys_and_those_of_connect_are_warned_of() {
     let (_, warnings) = connector_with(&[
+        ("topic.creation.default.retention.ms", "-1"),
         ("poll.intervall.ms", "1"),
         ("key.converter", "org.apache.kafka.connect.storage.StringConverter"),
     ])
@@ -214,6 +216,21 @@ fn unknown_keys_and_those_of_connect_are_warned_of() {
         texts.iter().any(|it| it == "poll.intervall.ms: is not known and is ignored; did you mean poll.interval.ms?")
     );
     assert!(texts.iter().any(|it| it.starts_with("key.converter: is ignored: events are JSON")));
+}
+
+#[test]
+fn topics_that_would_be_made_to_forget_are_warned_of() {
+    for (settings, is_told) in [
+        (&[][..], true),
+        (&[("topic.creation.default.retention.ms", "3600000")], true),
+        (&[("topic.creation.default.retention.ms", "604800000")], true),
+        (&[("topic.creation.default.retention.ms", "604800001")], false),
+        (&[("topic.creation.default.retention.ms", "-1")], false),
+        (&[("topic.retention.check", "off")], false),
+    ] {
+        let (_, warnings) = connector_with(settings).unwrap();
+        assert_eq!(warnings.iter().any(|it| it.to_string().contains("chat and chat-media")), is_told, "{settings:?}");
+    }
 }
 
 #[test]

@@ -40,6 +40,11 @@ impl TopicCreation {
             .map_or(&self.default, |group| &group.settings)
     }
 
+    /// Whether a group other than the default one is for the topic.
+    pub fn has_group_for(&self, topic: &str) -> bool {
+        !std::ptr::eq(self.settings_for(topic), &self.default)
+    }
+
     /// Reads the groups; `None` when there is a problem, which `values` then has.
     pub(super) fn read(values: &mut Values) -> Option<Self> {
         const PREFIX: &str = "topic.creation.";

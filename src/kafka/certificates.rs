@@ -23,7 +23,7 @@ pub(super) fn system_roots(settings: &BTreeMap<String, String>) -> Option<String
     let is_set = ["ssl.ca.location", "ssl.ca.pem"].iter().any(|key| settings.contains_key(*key));
     let of_environment = || {
         let variables = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter();
-        variables.filter_map(|name| std::env::var(name).ok()).find(|path| !path.is_empty())
+        variables.filter_map(std::env::var_os).filter_map(|path| path.into_string().ok()).find(|path| !path.is_empty())
     };
     (has_tls && !is_set).then(|| of_environment().unwrap_or_else(|| PROBE.to_owned()))
 }

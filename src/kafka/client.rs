@@ -77,7 +77,8 @@ pub struct Clients {
     pub admin: BTreeMap<String, String>,
     /// Of all clients that are made of this and of its clones.
     pub complaints: Arc<Complaints>,
-    tokens: Option<Arc<Tokens>>,
+    /// Where tokens of OAuth come from, and the last one.
+    pub tokens: Option<Arc<Tokens>>,
 }
 
 impl fmt::Debug for Clients {

@@ -38,7 +38,35 @@ pub struct SourceOffset {
     /// What no earlier epoch has published: after the first seq, up to and with the second.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<(u64, u64)>,
+    /// The newest believable time of a published message, milliseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_msgtime_ms: Option<i64>,
+    /// How often a worker has begun since a page was committed last, or the archive was found drained.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub vain_starts: u64,
+    /// Records that were asked for at once, where that is fewer than is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_limit: Option<u32>,
+    /// `group.id` of the worker that wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<String>,
+    /// Where the offset stood before it was moved by hand the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_from: Option<MovedFrom>,
 }
+
+/// Where an offset stood before it was moved by hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedFrom {
+    pub seq: u64,
+    #[serde(default)]
+    pub epoch: u64,
+    /// When it was moved, milliseconds since the epoch.
+    pub at_ms: i64,
+}
+
+/// A longer list of what was skipped would not fit into an offset record.
+const SKIPPED_RANGES_MAX: usize = 500;
 
 impl SourceOffset {
     /// Whether an earlier epoch has published this record.
@@ -46,8 +74,31 @@ impl SourceOffset {
         seq <= self.republished_to && !self.skipped.iter().any(|(after, to)| seq > *after && seq <= *to)
     }
 
-    /// The offset moved by hand: the beginning of a new epoch that delivers what comes after `seq`.
-    pub fn moved_to(&self, seq: u64) -> Self {
+    /// The first offset of a connector that has none, while its topics hold what `covered` says: a new epoch from the beginning.
+    ///
+    /// `covered` are ranges after the first seq, up to and with the second, rising and apart. What lies between them may never have
+    /// been published, and so is not marked.
+    pub fn after_loss(covered: &[(u64, u64)], epoch: u64) -> Self {
+        let republished_to = covered.last().map_or(0, |(_, to)| *to);
+        let ends = std::iter::once(0).chain(covered.iter().map(|(_, to)| *to));
+        let mut skipped: Vec<_> = ends.zip(covered.iter().map(|(after, _)| *after)).collect();
+        skipped.retain(|(after, to)| after < to);
+        // A mark too few is a duplicate that is not told; a mark too many is a record that a reader drops.
+        if let Some(first_kept) = skipped.len().checked_sub(SKIPPED_RANGES_MAX).filter(|count| *count > 0) {
+            let (_, to) = skipped[first_kept];
+            skipped.drain(..=first_kept);
+            skipped.insert(0, (0, to));
+        }
+        Self { epoch, republished_to, skipped, ..Self::default() }
+    }
+
+    /// Whether nothing was published under this offset, and it was never moved.
+    pub fn is_untouched(&self) -> bool {
+        self.published_to() == 0 && self.epoch == 0
+    }
+
+    /// The offset moved by hand at `now_ms`: the beginning of a new epoch that delivers what comes after `seq`.
+    pub fn moved_to(&self, seq: u64, now_ms: i64) -> Self {
         let has_published = self.seq > self.epoch_after_seq;
         let republished_to = if has_published { self.republished_to.max(self.seq) } else { self.republished_to };
         let mut skipped = without(&self.skipped, (self.epoch_after_seq, self.seq));
@@ -58,7 +109,24 @@ impl SourceOffset {
         // Up to when all is delivered stays true: what comes again was delivered by then.
         let delivered_until_ms = self.delivered_until_ms;
         let epoch = self.epoch + 1;
-        Self { seq, epoch, epoch_after_seq: seq, republished_to, skipped, delivered_until_ms, ..Self::default() }
+        Self {
+            seq,
+            epoch,
+            epoch_after_seq: seq,
+            republished_to,
+            skipped,
+            delivered_until_ms,
+            newest_msgtime_ms: self.newest_msgtime_ms,
+            page_limit: self.page_limit,
+            group_id: self.group_id.clone(),
+            moved_from: Some(MovedFrom { seq: self.seq, epoch: self.epoch, at_ms: now_ms }),
+            ..Self::default()
+        }
+    }
+
+    /// Whether all records after this offset, up to and with `seq`, have been published by this epoch or an earlier one.
+    pub fn has_published_up_to(&self, seq: u64) -> bool {
+        seq <= self.published_to() && !self.skipped.iter().any(|(after, to)| *to > self.seq && *after < seq)
     }
 
     /// The last record that this epoch or an earlier one has published.
@@ -223,12 +291,54 @@ mod tests {
                     published.insert(seq);
                 }
                 offset = SourceOffset { seq: offset.seq + count, ..offset };
-                offset = offset.moved_to(to);
+                offset = offset.moved_to(to, 7);
                 before.clone_from(&published);
                 prop_assert!(offset.published_to() >= published.last().copied().unwrap_or_default());
                 prop_assert_eq!(offset.republished_to, published.last().copied().unwrap_or_default());
             }
         }
+    }
+
+    proptest! {
+        /// Whatever the topics still hold, no record is marked that they do not.
+        #[test]
+        fn after_a_loss_what_is_there_is_marked(there in prop::collection::btree_set(1u64..60, 0..40)) {
+            let mut covered: Vec<(u64, u64)> = Vec::new();
+            for &seq in &there {
+                match covered.last_mut() {
+                    Some((_, to)) if *to + 1 == seq => *to = seq,
+                    _ => covered.push((seq - 1, seq)),
+                }
+            }
+            let offset = SourceOffset::after_loss(&covered, 3);
+            for seq in 1..70 {
+                prop_assert_eq!(offset.is_republished(seq), there.contains(&seq), "{} {:?}", seq, &offset);
+            }
+            prop_assert_eq!((offset.seq, offset.epoch), (0, 3));
+        }
+    }
+
+    #[test]
+    fn a_loss_with_very_many_holes_marks_the_newest_alone() {
+        let covered: Vec<(u64, u64)> = (1..=2 * SKIPPED_RANGES_MAX as u64).map(|n| (10 * n, 10 * n + 5)).collect();
+        let offset = SourceOffset::after_loss(&covered, 1);
+        assert_eq!(offset.skipped.len(), SKIPPED_RANGES_MAX);
+        assert!(!offset.is_republished(15) && offset.is_republished(offset.republished_to));
+        assert!(
+            (1..=offset.republished_to)
+                .filter(|seq| offset.is_republished(*seq))
+                .all(|seq| seq % 10 >= 1 && seq % 10 <= 5)
+        );
+    }
+
+    #[test]
+    fn a_move_can_be_taken_back() {
+        let offset = SourceOffset { seq: 300, ..SourceOffset::default() };
+        let reset = offset.moved_to(0, 7);
+        assert_eq!(reset.moved_from, Some(MovedFrom { seq: 300, epoch: 0, at_ms: 7 }));
+        assert!(reset.has_published_up_to(300) && !reset.has_published_up_to(301));
+        let ahead = offset.moved_to(400, 8).moved_to(300, 9);
+        assert!(!ahead.has_published_up_to(301) && ahead.has_published_up_to(300));
     }
 
     #[test]

@@ -21,10 +21,12 @@ pub enum Call<'a> {
     /// Fences a predecessor with the same `transactional.id` and settles its transaction.
     InitTransactions,
     Begin,
-    /// Hands one record over; that it has arrived shows with the commit.
+    /// Hands one record over; that it has arrived shows with the flush.
     Send(&'a OutgoingRecord),
+    /// Waits until all that was sent has arrived. Fails when a record was refused: then nothing but an abort was ever asked for,
+    /// and an abort is certain.
+    Flush,
     SendOffsets(&'a GroupOffsets),
-    /// Flushes what was sent, and commits.
     Commit,
     /// Throws away what was sent, and aborts.
     Abort,
@@ -59,6 +61,10 @@ pub enum CommitError {
     /// Nothing of the batch is visible, nor ever will be. The batch may be committed again.
     #[error("the transaction was aborted: {0}")]
     Aborted(String),
+    /// Nothing of the batch is visible, nor ever will be: the brokers have forgotten the producer, as they do after a week without
+    /// a transaction. The batch may be committed again by a new producer.
+    #[error("the brokers have forgotten this producer: {0}")]
+    Expired(String),
     /// Whether the batch is visible is not known, or the producer is of no more use. A new one has to be started; it settles the
     /// question, and the offsets tell the answer.
     #[error("the outcome of the transaction is unknown: {0}")]
@@ -84,7 +90,11 @@ enum State {
     Beginning,
     /// A transaction is open, and that many records of the batch are handed over.
     Open { sent: usize },
-    /// All is handed over. From here on a failure leaves the outcome open.
+    /// All records are handed over, and have still to arrive.
+    Flushing,
+    /// All records have arrived, and the group's offsets are to be sent.
+    SendingOffsets,
+    /// All has arrived. From here on a failure leaves the outcome open.
     Committing,
     /// The transaction failed for this reason.
     Aborting { reason: String },
@@ -111,11 +121,9 @@ impl Protocol {
         match self.state {
             State::Uninitialised => Some(Call::InitTransactions),
             State::Beginning => Some(Call::Begin),
-            State::Open { sent } => Some(match (batch.records.get(sent), &batch.group_offsets) {
-                (Some(record), _) => Call::Send(record),
-                (None, Some(offsets)) => Call::SendOffsets(offsets),
-                (None, None) => Call::Commit,
-            }),
+            State::Open { sent } => Some(batch.records.get(sent).map_or(Call::Flush, Call::Send)),
+            State::Flushing => Some(Call::Flush),
+            State::SendingOffsets => Some(batch.group_offsets.as_ref().map_or(Call::Commit, Call::SendOffsets)),
             State::Committing => Some(Call::Commit),
             State::Aborting { .. } => Some(Call::Abort),
             State::Ready { .. } | State::Ended(_) => None,
@@ -130,7 +138,7 @@ impl Protocol {
                 self.is_repeated = true;
                 return;
             }
-            Err(error) => self.after_failure(batch, error),
+            Err(error) => self.after_failure(error),
         };
         self.enter(next, now);
     }
@@ -139,8 +147,9 @@ impl Protocol {
         match &self.state {
             State::Uninitialised | State::Committing | State::Ready { .. } => State::Ready { aborted: None },
             State::Beginning => handed_over(batch, 0),
-            State::Open { sent } if *sent < batch.records.len() => handed_over(batch, sent + 1),
-            State::Open { .. } => State::Committing,
+            State::Open { sent } => handed_over(batch, sent + 1),
+            State::Flushing if batch.group_offsets.is_some() => State::SendingOffsets,
+            State::Flushing | State::SendingOffsets => State::Committing,
             // The first of two requests may still be on its way to the next transaction, as told below.
             State::Aborting { reason } if self.is_repeated => State::Ended(CommitError::Aborted(reason.clone())),
             State::Aborting { reason } => State::Ready { aborted: Some(reason.clone()) },
@@ -148,13 +157,16 @@ impl Protocol {
         }
     }
 
-    fn after_failure(&self, batch: &Batch, error: TransactionError) -> State {
+    fn after_failure(&self, error: TransactionError) -> State {
         match &self.state {
             State::Uninitialised => State::Ended(not_initialised(error)),
+            State::Flushing if is_expired(&error) => State::Ended(CommitError::Expired(error.message)),
             _ if error.fatal => State::Ended(unusable(error)),
             // A record that cannot be handed over fails on this side: an abort is always in place.
-            State::Open { sent } if *sent < batch.records.len() => State::Aborting { reason: error.message },
-            State::Open { .. } if error.requires_abort => State::Aborting { reason: error.message },
+            State::Open { .. } => State::Aborting { reason: error.message },
+            State::Flushing | State::SendingOffsets if error.requires_abort => {
+                State::Aborting { reason: error.message }
+            }
             // Also a commit that is to be aborted, as the client says: it may have been sent, and an abort that succeeds then proves
             // nothing. Nor may this producer have a next transaction: a request of the last one that comes late would end it half
             // way (librdkafka has no KIP-890).
@@ -178,7 +190,13 @@ impl Protocol {
 }
 
 fn handed_over(batch: &Batch, sent: usize) -> State {
-    if sent == batch.records.len() && batch.group_offsets.is_none() { State::Committing } else { State::Open { sent } }
+    if sent >= batch.records.len() { State::Flushing } else { State::Open { sent } }
+}
+
+/// Whether the coordinator knows the `transactional.id` no more, or under another producer's number. It says so before a record of
+/// the transaction is taken.
+fn is_expired(error: &TransactionError) -> bool {
+    matches!(error.code, RDKafkaErrorCode::InvalidProducerIdMapping | RDKafkaErrorCode::UnknownProducerId)
 }
 
 fn not_initialised(error: TransactionError) -> CommitError {
@@ -288,9 +306,11 @@ mod tests {
         Fenced,
         /// The broker has failed itself.
         ServerError,
+        /// The broker has forgotten the producer.
+        Expired,
         Denied,
     }
-    use Answer::{Again, Denied, Done, Fatal, Fenced, RequiresAbort, ServerError, Unclear};
+    use Answer::{Again, Denied, Done, Expired, Fatal, Fenced, RequiresAbort, ServerError, Unclear};
 
     /// Expects these calls, and answers them like that.
     #[derive(Debug)]
@@ -306,6 +326,7 @@ mod tests {
                 Call::InitTransactions => "init",
                 Call::Begin => "begin",
                 Call::Send(_) => "send",
+                Call::Flush => "flush",
                 Call::SendOffsets(_) => "offsets",
                 Call::Commit => "commit",
                 Call::Abort => "abort",
@@ -316,6 +337,7 @@ mod tests {
                 Again => RDKafkaErrorCode::OperationTimedOut,
                 Fenced => RDKafkaErrorCode::Fenced,
                 ServerError => RDKafkaErrorCode::Unknown,
+                Expired => RDKafkaErrorCode::InvalidProducerIdMapping,
                 Denied => RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
                 RequiresAbort | Unclear | Fatal => RDKafkaErrorCode::Fail,
             };
@@ -326,7 +348,7 @@ mod tests {
                 code,
                 message: format!("{answer:?}"),
                 retriable: matches!(answer, Again),
-                requires_abort: matches!(answer, RequiresAbort | ServerError),
+                requires_abort: matches!(answer, RequiresAbort | ServerError | Expired),
                 fatal: matches!(answer, Fatal | Fenced),
             })
         }
@@ -355,6 +377,7 @@ mod tests {
     fn kind(error: &CommitError) -> &'static str {
         match error {
             CommitError::Aborted(_) => "aborted",
+            CommitError::Expired(_) => "expired",
             CommitError::Unknown(_) => "unknown",
             CommitError::Fenced(_) => "fenced",
             CommitError::Configuration(_) => "configuration",
@@ -384,10 +407,11 @@ mod tests {
     #[test]
     fn a_batch_answers_what_has_become_of_it() {
         const SENT: [(&str, Answer); 3] = [("begin", Done), ("send", Done), ("send", Done)];
-        const ALL_SENT: [(&str, Answer); 4] = [SENT[0], SENT[1], SENT[2], ("offsets", Done)];
+        const ARRIVED: [(&str, Answer); 4] = [SENT[0], SENT[1], SENT[2], ("flush", Done)];
+        const ALL_SENT: [(&str, Answer); 5] = [SENT[0], SENT[1], SENT[2], ARRIVED[3], ("offsets", Done)];
         type Row = (&'static [(&'static str, Answer)], &'static [(&'static str, Answer)], &'static str, bool);
         // What goes before, the calls of interest, the outcome, and whether the producer lives on.
-        let rows: [Row; 19] = [
+        let rows: [Row; 25] = [
             (&ALL_SENT, &[("commit", Done)], "committed", true),
             (&ALL_SENT, &[("commit", Again), ("commit", Done)], "committed", true),
             (&ALL_SENT, &[("commit", Again), ("commit", Again), ("commit", Again)], "unknown", false),
@@ -396,12 +420,18 @@ mod tests {
             (&ALL_SENT, &[("commit", Fatal)], "unknown", false),
             (&ALL_SENT, &[("commit", Fenced)], "fenced", false),
             (&ALL_SENT, &[("commit", ServerError)], "fenced", false),
-            (&SENT, &[("offsets", RequiresAbort), ("abort", Done)], "aborted", true),
-            (&SENT, &[("offsets", Again), ("offsets", Done), ("commit", Done)], "committed", true),
-            (&SENT, &[("offsets", Unclear)], "unknown", false),
-            (&SENT, &[("offsets", RequiresAbort), ("abort", Again), ("abort", Done)], "aborted", false),
-            (&SENT, &[("offsets", RequiresAbort), ("abort", Unclear)], "unknown", false),
-            (&SENT, &[("offsets", RequiresAbort), ("abort", Fenced)], "fenced", false),
+            (&ARRIVED, &[("offsets", RequiresAbort), ("abort", Done)], "aborted", true),
+            (&ARRIVED, &[("offsets", Again), ("offsets", Done), ("commit", Done)], "committed", true),
+            (&ARRIVED, &[("offsets", Unclear)], "unknown", false),
+            (&ARRIVED, &[("offsets", RequiresAbort), ("abort", Again), ("abort", Done)], "aborted", false),
+            (&ARRIVED, &[("offsets", RequiresAbort), ("abort", Unclear)], "unknown", false),
+            (&ARRIVED, &[("offsets", RequiresAbort), ("abort", Fenced)], "fenced", false),
+            (&SENT, &[("flush", RequiresAbort), ("abort", Done)], "aborted", true),
+            (&SENT, &[("flush", Again), ("flush", RequiresAbort), ("abort", Again), ("abort", Done)], "aborted", false),
+            (&SENT, &[("flush", Again), ("flush", Again), ("flush", Again)], "unknown", false),
+            (&SENT, &[("flush", Expired)], "expired", false),
+            (&SENT, &[("flush", Fenced)], "fenced", false),
+            (&ALL_SENT, &[("commit", Expired)], "unknown", false),
             (&SENT[..2], &[("send", Unclear), ("abort", Done)], "aborted", true),
             (&SENT[..2], &[("send", Again), ("send", RequiresAbort), ("abort", Done)], "aborted", true),
             (&SENT[..2], &[("send", Fenced)], "fenced", false),

@@ -75,9 +75,11 @@ pub struct SourceWriter<S: Surroundings> {
 impl<S: Surroundings> SourceWriter<S> {
     /// Takes the place of a predecessor; where this worker has had it before, only if no other has taken it since.
     ///
-    /// The offset is written again in this worker's name, so that a predecessor that wakes up finds out that it is one.
+    /// The offset is written again in this worker's name, so that a predecessor that wakes up finds out that it is one. The first
+    /// start of a worker is counted in it.
     pub async fn start(surroundings: S, place: OffsetPlace, tenure: Arc<Tenure>) -> Result<Self, WriteError> {
-        if tenure.has_begun() {
+        let is_first = !tenure.has_begun();
+        if !is_first {
             // So that a successor is left alone.
             look(&surroundings, &place, &tenure).await?;
         }
@@ -87,7 +89,9 @@ impl<S: Surroundings> SourceWriter<S> {
         let offset = look(&surroundings, &place, &tenure).await?;
         tenure.begin(offset.as_ref());
         let mut writer = Self { surroundings, producer, place, tenure, offset };
-        writer.commit(Vec::new(), writer.offset()).await?;
+        let offset = writer.offset();
+        let vain_starts = offset.vain_starts.saturating_add(u64::from(is_first));
+        writer.commit(Vec::new(), SourceOffset { vain_starts, ..offset }).await?;
         writer.tenure.confirm();
         Ok(writer)
     }

@@ -10,6 +10,7 @@ use super::client::{Callbacks, Clients};
 use super::client_error::ClientError;
 use super::lookup;
 use super::rights::{self, Right};
+use super::topic_limits::TopicLimits;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const SETTINGS_PAUSE: Duration = Duration::from_millis(100);
@@ -66,20 +67,20 @@ impl TopicError {
     }
 }
 
-/// Makes what is missing, checks what is there, and gives the largest batch in bytes (`max.message.bytes`) of each topic. Nothing is
-/// made until all that is there is right and the brokers agree to all that is missing.
+/// Makes what is missing, checks what is there, and gives the limits of each topic. Nothing is made until all
+/// that is there is right and the brokers agree to all that is missing.
 pub async fn prepare(
     clients: &Clients,
     wanted: &[WantedTopic],
     create_missing: bool,
-) -> Result<BTreeMap<String, usize>, TopicError> {
+) -> Result<BTreeMap<String, TopicLimits>, TopicError> {
     let (mut existing, missing) = look(clients, wanted).await?;
     let admin = clients.admin()?;
-    let mut bytes_max = check_existing(&admin, &existing).await?;
+    let mut limits = check_existing(&admin, &existing).await?;
     if !missing.is_empty() {
         agree(&admin, &missing, create_missing).await?;
         create(&admin, &missing).await?;
-        bytes_max.extend(check_existing(&admin, &missing.iter().map(|topic| (*topic, 0)).collect::<Vec<_>>()).await?);
+        limits.extend(check_existing(&admin, &missing.iter().map(|topic| (*topic, 0)).collect::<Vec<_>>()).await?);
         existing = look(clients, wanted).await?.0;
     }
     let lone: Vec<&str> =
@@ -91,7 +92,7 @@ pub async fn prepare(
              (KAFKA-20734, seen with Kafka 4.3.1); have three replicas and min.insync.replicas=2"
         );
     }
-    Ok(bytes_max)
+    Ok(limits)
 }
 
 /// As [`prepare`], but nothing is made, and it is asked for the rights to read and to write. Gives the topics that a start would make.
@@ -195,22 +196,20 @@ async fn request_creation(admin: &Admin, missing: &[&WantedTopic], options: &Adm
     Ok(())
 }
 
-/// Checks the settings of topics, and gives their `max.message.bytes`.
+/// Checks the settings of topics, and gives their limits.
 async fn check_existing(
     admin: &Admin,
     topics: &[(&WantedTopic, usize)],
-) -> Result<BTreeMap<String, usize>, TopicError> {
+) -> Result<BTreeMap<String, TopicLimits>, TopicError> {
     let until = Instant::now() + REQUEST_TIMEOUT;
-    let mut bytes_max = BTreeMap::new();
+    let mut limits = BTreeMap::new();
     for (topic, _) in topics {
         let settings = describe(admin, &topic.name, until).await?;
         let value = |name: &str| settings.get(name).and_then(|entry| entry.value.clone());
         judge(topic, &value)?;
-        if let Some(bytes) = value("max.message.bytes").and_then(|value| value.parse().ok()) {
-            bytes_max.insert(topic.name.clone(), bytes);
-        }
+        limits.insert(topic.name.clone(), TopicLimits::read(value));
     }
-    Ok(bytes_max)
+    Ok(limits)
 }
 
 /// Whether records are safe in a topic with these settings.

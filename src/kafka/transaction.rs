@@ -26,6 +26,9 @@ use crate::crash_point;
 /// How long `init_transactions` blocks before it says that it may be called again.
 const INIT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same for a flush. Records are given up after their own time limit, so that it comes to an end.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The same for an abort, and for the sending of group offsets.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -62,7 +65,39 @@ impl RdkafkaClient {
         sent.map_err(|error| verdict(&error))
     }
 
-    /// Blocks for as long as the transaction may last; the producer's own thread polls meanwhile.
+    /// Waits until every record has arrived, or was refused; the producer's own thread polls meanwhile.
+    fn flush(&self) -> Result<(), TransactionError> {
+        // SAFETY: the producer is alive through the call. `Producer::flush` of rdkafka waits in slices of 100 ms, this does not.
+        let code = unsafe {
+            ffi::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_TIMEOUT.as_millis() as std::os::raw::c_int)
+        };
+        if code != ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            let code = RDKafkaErrorCode::from(code);
+            return Err(TransactionError {
+                code,
+                message: format!("the records have not arrived: {code}"),
+                retriable: code == RDKafkaErrorCode::OperationTimedOut,
+                requires_abort: true,
+                fatal: false,
+            });
+        }
+        if !self.producer.context().has_failed() {
+            return Ok(());
+        }
+        // What puts an end to a transaction stands in the client, and is told by whatever call does not fit. This one changes nothing.
+        match self.producer.begin_transaction().map_err(|error| verdict(&error)) {
+            Err(error) if error.requires_abort || error.fatal => Err(error),
+            _ => Err(TransactionError {
+                code: RDKafkaErrorCode::Fail,
+                message: "records were refused".into(),
+                retriable: false,
+                requires_abort: true,
+                fatal: false,
+            }),
+        }
+    }
+
+    /// Blocks for as long as the transaction may last.
     fn commit(&self) -> Result<(), TransactionError> {
         // SAFETY: the producer is alive through the call. −1: until the transaction's own time limit, as librdkafka advises.
         let error = unsafe { ffi::rd_kafka_commit_transaction(self.producer.client().native_ptr(), -1) };
@@ -89,7 +124,10 @@ impl RdkafkaClient {
         if let Some((code, message)) = self.producer.client().fatal_error() {
             return TransactionError { code, message, retriable: false, requires_abort: false, fatal: true };
         }
-        let failure = if error.retriable { None } else { self.producer.context().take() };
+        if error.retriable {
+            return error;
+        }
+        let failure = self.producer.context().take().filter(|first| !first.is_empty());
         let complaint = || Some(self.producer.context().callbacks.complaints.since(since)?.reason);
         match failure.or_else(complaint) {
             Some(first) => TransactionError { message: format!("{} ({first})", error.message), ..error },
@@ -110,6 +148,7 @@ impl TransactionalClient for RdkafkaClient {
                 self.producer.begin_transaction().map_err(|error| verdict(&error))
             }
             Call::Send(record) => self.send(record),
+            Call::Flush => self.flush(),
             Call::SendOffsets(offsets) => self.send_offsets(offsets),
             Call::Commit => match self.commit() {
                 Err(error) if error.requires_abort && crash_point::is_broken("abort_as_commit") => {
@@ -138,6 +177,7 @@ fn names(call: Call<'_>) -> (&'static str, &'static str) {
         Call::InitTransactions => ("init_called", "init_answered"),
         Call::Begin => ("begin_called", "begin_answered"),
         Call::Send(_) => ("send_called", "send_answered"),
+        Call::Flush => ("flush_called", "flush_answered"),
         Call::SendOffsets(_) => ("offsets_called", "offsets_answered"),
         Call::Commit => ("commit_called", "commit_answered"),
         Call::Abort => ("abort_called", "abort_answered"),
@@ -162,6 +202,19 @@ fn verdict(error: &KafkaError) -> TransactionError {
     }
 }
 
+/// What to change where a topic refuses a record.
+fn advice(error: &KafkaError) -> &'static str {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::InvalidTimestamp) => {
+            "; the topic refuses its timestamp: raise the topic's message.timestamp.before.max.ms and message.timestamp.after.max.ms, or \
+             set wecom.record.timestamp=ingest; is this machine's clock right?"
+        }
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => "; raise the topic's max.message.bytes",
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => "; the principal needs Write on it",
+        _ => "",
+    }
+}
+
 /// Remembers why records of the open transaction failed: the commit itself only says that some did.
 struct Reports {
     callbacks: Callbacks,
@@ -169,6 +222,10 @@ struct Reports {
 }
 
 impl Reports {
+    fn has_failed(&self) -> bool {
+        self.first_failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     fn take(&self) -> Option<String> {
         self.first_failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -196,7 +253,13 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((error, message)) = result {
             let mut first = self.first_failure.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert_with(|| format!("a record for topic {} failed: {error}", message.topic()));
+            // Whatever fails a transaction throws away what was not sent yet: that says nothing.
+            let is_thrown_away = matches!(
+                error.rdkafka_error_code(),
+                Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
+            );
+            let reason = format!("a record for topic {} failed: {error}{}", message.topic(), advice(error));
+            first.get_or_insert(if is_thrown_away { String::new() } else { reason });
         }
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::archive::WINDOW_MS;
+use crate::archive::{WINDOW_MS, time};
 use crate::clock::Clock;
 use crate::config::{ConnectorConfig, WorkerConfig};
 pub use crate::kafka::offsets::SourceOffset;
@@ -32,6 +32,7 @@ pub enum Target {
     /// So many positions back.
     Back(u64),
     /// The first to be delivered again is the first in the topic with this time or a later one, milliseconds since the epoch.
+    /// Messages whose time cannot be right do not count.
     Time(i64),
 }
 
@@ -41,7 +42,7 @@ pub struct Again {
     /// Without those that WeCom has deleted.
     pub messages: u64,
     pub dead_letters: u64,
-    /// Of the messages, also of those that WeCom has deleted, in milliseconds since the epoch.
+    /// Of the messages, also of those that WeCom has deleted, in milliseconds since the epoch. Times that cannot be right do not count.
     pub oldest_msgtime_ms: Option<i64>,
     /// Messages and dead letters older than five days: WeCom has deleted them, and they are not delivered again.
     pub expired: u64,
@@ -56,12 +57,23 @@ pub struct Alteration {
     pub from: Option<SourceOffset>,
     pub to: SourceOffset,
     pub again: Again,
+    /// Messages that were passed over where the target is a time.
+    pub unbelievable: Unbelievable,
+}
+
+/// Messages whose own time cannot be right: it was ahead when they were pulled, or far behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unbelievable {
+    pub messages: u64,
+    /// The seq of the first, and its time in milliseconds since the epoch.
+    pub first: Option<(u64, i64)>,
 }
 
 impl Alteration {
-    /// Records after the offset as it stands would never be delivered.
+    /// Records after the offset as it stands would never be delivered, and no earlier epoch has delivered them.
     pub fn skips(&self) -> bool {
-        self.to.seq > self.from.as_ref().map_or(0, |offset| offset.seq)
+        let before = self.from.clone().unwrap_or_default();
+        self.to.seq > before.seq && !before.has_published_up_to(self.to.seq)
     }
 }
 
@@ -143,6 +155,7 @@ impl StoredOffset {
     pub fn plan(&self, target: Target) -> Result<Alteration, AlterationError> {
         let from = self.get()?;
         let stands_at = from.as_ref().map(|offset| offset.seq);
+        let mut unbelievable = Unbelievable::default();
         let seq = match target {
             // A connector without an offset begins with the oldest record anyway; its name may be a mistake.
             Target::After(0) if stands_at.is_none() => return Err(AlterationError::NoOffset),
@@ -158,9 +171,15 @@ impl StoredOffset {
             Target::Time(time_ms) => {
                 let offset = stands_at.ok_or(AlterationError::NoOffset)?;
                 let mut first: Option<u64> = None;
-                self.visit_messages(time_ms.saturating_sub(WINDOW_MS), |seq, msgtime_ms| {
-                    if msgtime_ms.is_some_and(|msgtime_ms| msgtime_ms >= time_ms) {
-                        first = Some(first.map_or(seq, |first| first.min(seq)));
+                self.visit_messages(time_ms.saturating_sub(WINDOW_MS), |message| {
+                    let Some(msgtime_ms) = message.msgtime_ms.filter(|msgtime_ms| *msgtime_ms >= time_ms) else {
+                        return;
+                    };
+                    if message.is_believable {
+                        first = first.into_iter().chain([message.seq]).min();
+                    } else {
+                        unbelievable.messages += 1;
+                        unbelievable.first = unbelievable.first.into_iter().chain([(message.seq, msgtime_ms)]).min();
                     }
                 })?;
                 // Nothing is moved ahead by a time.
@@ -169,7 +188,7 @@ impl StoredOffset {
         };
         let before = from.clone().unwrap_or_default();
         let again = if seq < before.seq { self.again(seq, before.seq)? } else { Again::default() };
-        Ok(Alteration { from, to: before.moved_to(seq), again })
+        Ok(Alteration { from, to: before.moved_to(seq, self.clock.now().unix_ms), again, unbelievable })
     }
 
     /// Takes the place of a running message task, which ends as fenced, and moves the offset to `target`. Gives what was done: the
@@ -205,18 +224,20 @@ impl StoredOffset {
         let (mut again, is_again) = (Again::default(), |seq: u64| seq > after_seq && seq <= to_seq);
         let is_expired = |time_ms: i64| time_ms < now_ms.saturating_sub(WINDOW_MS);
         let (mut seen, mut first_seq) = (BTreeSet::new(), None::<u64>);
-        self.visit_messages(now_ms.saturating_sub(SCANNED_MS), |seq, msgtime_ms| {
+        self.visit_messages(now_ms.saturating_sub(SCANNED_MS), |message| {
+            let Visited { seq, msgtime_ms, timestamp_ms, is_believable } = message;
+            let time_ms = msgtime_ms.filter(|_| is_believable).unwrap_or(timestamp_ms);
             first_seq = first_seq.into_iter().chain([seq]).min();
             // An earlier epoch may have published it as well.
             if !is_again(seq) || !seen.insert(seq) {
                 return;
             }
-            if msgtime_ms.is_some_and(is_expired) {
+            if is_expired(time_ms) {
                 again.expired += 1;
             } else {
                 again.messages += 1;
             }
-            again.oldest_msgtime_ms = again.oldest_msgtime_ms.into_iter().chain(msgtime_ms).min();
+            again.oldest_msgtime_ms = again.oldest_msgtime_ms.into_iter().chain([time_ms]).min();
         })?;
         seen.clear();
         let source = format!("/wecom/{}", self.place.key.corp_id);
@@ -239,17 +260,34 @@ impl StoredOffset {
     }
 
     /// Each message of this corp with its seq and its own time.
-    fn visit_messages(&self, since_ms: i64, mut visit: impl FnMut(u64, Option<i64>)) -> Result<(), ScanError> {
+    fn visit_messages(&self, since_ms: i64, mut visit: impl FnMut(Visited)) -> Result<(), ScanError> {
         let source = format!("/wecom/{}", self.place.key.corp_id);
         scan::scan(&self.clients, &self.messages, Begin::Time(since_ms), |record| {
             let is_ours = record.header("ce_source") == Some(&source)
                 && record.header("ce_type") == Some("wecom.archive.message");
             if let Some(seq) = record.header("ce_id").and_then(|seq| seq.parse().ok()).filter(|_| is_ours) {
                 let time = record.header("ce_time").and_then(|time| time.parse::<jiff::Timestamp>().ok());
-                visit(seq, time.map(jiff::Timestamp::as_millisecond));
+                let msgtime_ms = time.map(jiff::Timestamp::as_millisecond);
+                let timestamp_ms = record.timestamp_ms();
+                let is_believable = match record.header(time::TIMESTAMP_HEADER) {
+                    Some(from) => from != time::FROM_NEWEST,
+                    // Where the broker, the pull, or an earlier version of this program has set the timestamp, it is about the pull's.
+                    None => msgtime_ms.is_some_and(|msgtime_ms| time::is_believable(msgtime_ms, timestamp_ms)),
+                };
+                visit(Visited { seq, msgtime_ms, timestamp_ms, is_believable });
             }
         })
     }
+}
+
+/// A message of the topic.
+struct Visited {
+    seq: u64,
+    /// As WeCom said it.
+    msgtime_ms: Option<i64>,
+    /// That of its record.
+    timestamp_ms: i64,
+    is_believable: bool,
 }
 
 impl Surroundings for &StoredOffset {
@@ -293,7 +331,7 @@ impl From<WriteError> for AlterationError {
             WriteError::Alone(reason) | WriteError::Commit(CommitError::Unknown(reason)) => Self::Unknown(reason),
             WriteError::Offset(error) => Self::Offset(error),
             WriteError::Commit(CommitError::Configuration(reason)) => Self::Configuration(reason),
-            WriteError::Commit(CommitError::Aborted(reason)) => Self::Aborted(reason),
+            WriteError::Commit(CommitError::Aborted(reason) | CommitError::Expired(reason)) => Self::Aborted(reason),
         }
     }
 }

@@ -86,13 +86,7 @@ pub async fn run_with(
         warn_of_rights(context).await;
         let start = async {
             let topics = Topics::prepare(context).await?;
-            let committer = Committer::start(
-                &context.clients,
-                &context.transactional_id(task),
-                context.config.transaction_timeout_ms,
-                topics.batch_bytes(),
-            )
-            .await?;
+            let committer = start_committer(context, task, &topics).await?;
             // Asked again as late as can be: who joins the group takes the place of a task of the same name.
             context.hold_place(task).await?;
             Ok::<_, TaskError>((topics, committer))
@@ -144,6 +138,11 @@ async fn warn_of_rights(context: &ConnectorContext) {
              same, but `verify` cannot tell a lost object from one that must not be read"
         );
     }
+}
+
+async fn start_committer(context: &ConnectorContext, task: u32, topics: &Topics) -> Result<Committer, TaskError> {
+    let (id, timeout_ms) = (context.transactional_id(task), context.config.transaction_timeout_ms);
+    Ok(Committer::start(&context.clients, &id, timeout_ms, topics.batch_bytes()).await?)
 }
 
 /// Notes how old the work is that waits while the store keeps the task from joining its group: nobody else would tell, and files
@@ -366,7 +365,6 @@ impl<'a, S: ChunkSource> Run<'a, S> {
             task: self.task,
             topic: &config.topic,
             corp_id: &config.corp_id,
-            record_timestamp: config.record_timestamp,
             now_ms: self.context.now_ms(),
         };
         let stray = StrayRecord {
@@ -441,6 +439,15 @@ impl<'a, S: ChunkSource> Run<'a, S> {
                 tracing::info!(reason, "a transaction was aborted and will be made again");
                 self.aborts += 1;
                 self.commit_at = Some(tokio::time::Instant::now() + self.abort_pauses.next_delay());
+                Ok(())
+            }
+            Err(CommitError::Expired(reason)) if self.aborts < ABORTS_MAX => {
+                tracing::info!(reason, "the brokers have forgotten this producer; a new one goes on");
+                self.aborts += 1;
+                // Whoever has taken the place since is left alone.
+                self.context.hold_place(self.task).await?;
+                self.committer = start_committer(self.context, self.task, self.topics).await?;
+                self.commit_at = Some(tokio::time::Instant::now());
                 Ok(())
             }
             Err(CommitError::Fenced(reason)) => {

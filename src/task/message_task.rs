@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::backoff::Backoff;
 use super::prepare::{PreparedPage, Preparer};
 use super::pull::Puller;
 use super::topics::Topics;
 use super::waiting::tell_while_waiting;
-use super::{ConnectorContext, TaskError};
+use super::{ConnectorContext, TaskError, published};
 use crate::archive::Gap;
 use crate::crash_point;
 use crate::kafka::offsets::{self, OffsetError, OffsetPlace, SourceOffset};
@@ -28,6 +29,11 @@ pub const TASK: u32 = 0;
 
 /// How often the offset of a drained archive is written again, so that a later start knows up to when all is delivered.
 const REFRESH_INTERVAL_MS: i64 = 10 * 60 * 1000;
+
+/// Aborted transactions of one page before the task starts anew, and looks at the topics' limits again.
+const ABORTS_MAX: u32 = 4;
+const ABORT_PAUSE_MIN: Duration = Duration::from_millis(50);
+const ABORT_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// Runs until `shutdown`, then finishes the pages in flight.
 pub async fn run(
@@ -62,26 +68,87 @@ async fn start<'a>(
     status: &'a TaskHandle,
 ) -> Result<(Topics, Run<'a>, SourceOffset), TaskError> {
     let topics = Topics::prepare(context).await?;
+    let mut notices = topics.warnings(&context.config)?;
     let place = context.offset_place();
     let kafka = Kafka { context, batch_bytes: topics.batch_bytes() };
+    if context.config.require_offset {
+        require_offset(context, &kafka, &place).await?;
+    }
     let early = match crash_point::is_broken("read_before_fencing") {
         true => kafka.read_offset(&place).await.ok().flatten(),
         false => None,
     };
     crash_point::reach("take_over");
-    let writer =
+    let mut writer =
         SourceWriter::start(kafka, place, context.tenure.clone()).await.map_err(|error| task_error(context, error))?;
+    notices.extend(foreign_group(context, &writer.offset()));
+    if writer.offset().is_untouched() {
+        notices.extend(mark_repeats(context, &topics, &mut writer).await?);
+    }
     let offset = early.unwrap_or_else(|| writer.offset());
-    let SourceOffset { seq, delivered_until_ms, .. } = offset;
+    let SourceOffset { seq, delivered_until_ms, page_limit, vain_starts, .. } = offset;
     context.metrics.lag.resumed(seq, delivered_until_ms, context.now_ms());
-    Ok((topics, Run { context, status, writer }, offset))
+    // This start is counted already.
+    context.page_limit.resume(page_limit, vain_starts.saturating_sub(1));
+    let mut run = Run { context, status, batch_bytes: topics.batch_bytes(), writer, notices: Vec::new() };
+    notices.into_iter().for_each(|notice| run.notice(notice));
+    Ok((topics, run, offset))
+}
+
+/// An error where no offset is stored (`require.offset=true`).
+async fn require_offset(context: &ConnectorContext, kafka: &Kafka<'_>, place: &OffsetPlace) -> Result<(), TaskError> {
+    let offset = kafka.read_offset(place).await?;
+    if offset.is_some_and(|offset| !offset.is_untouched()) {
+        return Ok(());
+    }
+    Err(TaskError::Configuration(format!(
+        "no offset is stored for connector {} of corp {} in topic {}, and require.offset is true: nothing is pulled. {} To begin with \
+         the oldest record that WeCom has, set require.offset=false for one start; to go on behind a record, use `offsets set`.",
+        place.key.connector,
+        place.key.corp_id,
+        place.topic,
+        published::others(context).await?
+    )))
+}
+
+/// What to say where the offset was written with another `group.id`: such a worker has another `transactional.id`.
+fn foreign_group(context: &ConnectorContext, offset: &SourceOffset) -> Option<String> {
+    let ours = &context.worker.group_id;
+    let theirs = offset.group_id.as_ref().filter(|theirs| *theirs != ours)?;
+    Some(format!(
+        "The offset was written with group.id {theirs}, and this worker has {ours}: a worker of that group that still runs is not \
+         stopped by this one, and both would publish the same records. End it."
+    ))
+}
+
+/// Without an offset the archive begins anew. What the topics hold already is marked in what comes now.
+async fn mark_repeats(
+    context: &ConnectorContext,
+    topics: &Topics,
+    writer: &mut SourceWriter<Kafka<'_>>,
+) -> Result<Option<String>, TaskError> {
+    let Some(offset) = published::offset_after_loss(context, topics).await? else { return Ok(None) };
+    let last_seq = offset.republished_to;
+    let notice = format!(
+        "No offset was stored for connector {} of corp {}, and the topics hold records of this corp up to seq {last_seq}. What WeCom \
+         still has of them is published again, marked with the headers wecom.republished and wecom.epoch. {} To go on behind them \
+         instead: stop the worker, `offsets set --seq {last_seq} --allow-skip`, start it. require.offset=true refuses such a start.",
+        context.config.name,
+        context.config.corp_id,
+        published::others(context).await?
+    );
+    writer.commit(Vec::new(), offset).await.map_err(|error| task_error(context, error))?;
+    Ok(Some(notice))
 }
 
 /// One run: what this start writes with.
 struct Run<'a> {
     context: &'a ConnectorContext,
     status: &'a TaskHandle,
+    batch_bytes: BatchBytes,
     writer: SourceWriter<Kafka<'a>>,
+    /// What must be known of this run.
+    notices: Vec<String>,
 }
 
 impl Run<'_> {
@@ -89,7 +156,8 @@ impl Run<'_> {
         let metrics = &self.context.metrics;
         while let Some(page) = pages.recv().await {
             if let Some(last_seq) = page.last_seq {
-                self.commit(page.records, last_seq, page.delivered_until_ms).await?;
+                let newest_msgtime_ms = page.newest_believable_ms;
+                self.commit(page.records, last_seq, page.delivered_until_ms, newest_msgtime_ms).await?;
                 metrics.messages_published.inc_by(page.msgtimes_ms.len() as u64);
                 for &msgtime_ms in &page.msgtimes_ms {
                     metrics.delivered(msgtime_ms);
@@ -104,8 +172,9 @@ impl Run<'_> {
             }
             if let Some(drained_at_ms) = page.drained_at_ms {
                 let offset = self.writer.offset();
-                if offset.committed_at_ms.is_none_or(|at_ms| drained_at_ms - at_ms >= REFRESH_INTERVAL_MS) {
-                    self.commit(Vec::new(), offset.seq, page.delivered_until_ms).await?;
+                let is_due = offset.committed_at_ms.is_none_or(|at_ms| drained_at_ms - at_ms >= REFRESH_INTERVAL_MS);
+                if is_due || offset.vain_starts > 0 {
+                    self.commit(Vec::new(), offset.seq, page.delivered_until_ms, None).await?;
                 }
                 let poll_interval = Duration::from_millis(self.context.config.poll_interval_ms);
                 metrics.lag.drained(drained_at_ms, poll_interval);
@@ -124,7 +193,7 @@ impl Run<'_> {
     }
 
     /// Loud, and never silent: the records before this page may be lost.
-    fn tell(&self, gap: &Gap) {
+    fn tell(&mut self, gap: &Gap) {
         let Gap { after_seq, before_seq, delivered_until_ms, .. } = *gap;
         self.context.metrics.archive_gaps.inc();
         let connector = &self.context.config.name;
@@ -135,22 +204,70 @@ impl Run<'_> {
             delivered_until_ms,
             "records may be lost: a gap in the archive"
         );
-        self.status.notice(format!(
+        self.notice(format!(
             "Records after seq {after_seq} and before seq {before_seq} may be lost: WeCom keeps records for five days, and for longer \
              than that nothing was pulled."
         ));
     }
 
+    fn notice(&mut self, notice: String) {
+        tracing::warn!(connector = self.context.config.name, "{notice}");
+        self.notices.push(notice);
+        self.status.notice(self.notices.join(" "));
+    }
+
+    /// One transaction. One that is aborted is made again, and one of a producer that the brokers have forgotten by a new one.
     async fn commit(
         &mut self,
         records: Vec<OutgoingRecord>,
         seq: u64,
         delivered_until_ms: Option<i64>,
+        newest_msgtime_ms: Option<i64>,
     ) -> Result<(), TaskError> {
-        let offset = SourceOffset { seq, delivered_until_ms, ..self.writer.offset() };
-        let committed = self.writer.commit(records, offset);
-        let committed = tell_while_waiting(self.context, self.status, committed).await;
-        committed.map_err(|error| task_error(self.context, error))
+        let before = self.writer.offset();
+        let offset = SourceOffset {
+            seq,
+            delivered_until_ms,
+            newest_msgtime_ms: before.newest_msgtime_ms.max(newest_msgtime_ms),
+            vain_starts: 0,
+            page_limit: self.context.page_limit.kept(),
+            group_id: Some(self.context.worker.group_id.clone()),
+            ..before
+        };
+        let mut pauses = Backoff::new(ABORT_PAUSE_MIN, ABORT_PAUSE_MAX);
+        let mut aborts = 0;
+        loop {
+            let committed = self.writer.commit(records.clone(), offset.clone());
+            match tell_while_waiting(self.context, self.status, committed).await {
+                Ok(()) => return Ok(()),
+                Err(WriteError::Commit(CommitError::Aborted(reason))) if aborts < ABORTS_MAX => {
+                    aborts += 1;
+                    tracing::warn!(reason, aborts, "a transaction was aborted and is made again");
+                    self.status.degraded(format!("A transaction was aborted and is made again: {reason}"));
+                    tokio::time::sleep(pauses.next_delay()).await;
+                }
+                Err(WriteError::Commit(CommitError::Expired(reason))) if aborts < ABORTS_MAX => {
+                    aborts += 1;
+                    tracing::info!(reason, "the brokers have forgotten this producer; a new one goes on");
+                    self.renew_writer().await?;
+                }
+                Err(error) => return Err(task_error(self.context, error)),
+            }
+        }
+    }
+
+    /// A new writer in place of one that the brokers have forgotten. Nobody can have moved the offset meanwhile: whoever does takes the
+    /// connector, and that is looked at.
+    async fn renew_writer(&mut self) -> Result<(), TaskError> {
+        let before = self.writer.offset();
+        let kafka = Kafka { context: self.context, batch_bytes: self.batch_bytes };
+        let started = SourceWriter::start(kafka, self.context.offset_place(), self.context.tenure.clone()).await;
+        self.writer = started.map_err(|error| task_error(self.context, error))?;
+        let after = self.writer.offset();
+        match (before.seq, before.epoch) == (after.seq, after.epoch) {
+            true => Ok(()),
+            false => Err(TaskError::Transient("the offset has moved while the producer was renewed".into())),
+        }
     }
 }
 
@@ -199,6 +316,8 @@ impl Surroundings for Kafka<'_> {
         match &result {
             Ok(()) => metrics.commit_seconds.observe(started.elapsed().as_secs_f64()),
             Err(CommitError::Fenced(_)) => metrics.fencings.inc(),
+            // The page is still at hand.
+            Err(CommitError::Aborted(_) | CommitError::Expired(_)) => {}
             Err(_) => metrics.lag.rewound(),
         }
         result

@@ -10,8 +10,8 @@ use super::pull::PulledPage;
 use super::topics::Topics;
 use super::{ConnectorContext, TaskError, message_task, object_key, open};
 use crate::archive::{
-    DeadLetterReason, Delivered, Element, EventContext, Gap, Link, MessageEvent, Record, SealedRecord, Topic,
-    WINDOW_MS, dead_letter,
+    DeadLetterReason, Delivered, Element, EventContext, Gap, Link, MessageEvent, Record, SealedRecord, Timestamps,
+    Topic, dead_letter, time,
 };
 use crate::config::ErrorsTolerance;
 use crate::kafka::OutgoingRecord;
@@ -25,6 +25,9 @@ pub(super) const KEPT_RECORD: &str = "record.json";
 /// Of a dead letter whose event is kept: files whose requests take more than this have not been asked for.
 pub(super) const REQUEST_BYTES_MAX_HEADER: &str = "wecom.request_bytes_max";
 
+/// Of a dead letter: the newest believable time of a message before it. A replay needs it where the message has none.
+pub(super) const NEWEST_MSGTIME_HEADER: &str = "wecom.newest_msgtime_ms";
+
 /// The records of one transaction, but for the offset.
 #[derive(Debug, Default)]
 pub struct PreparedPage {
@@ -37,8 +40,10 @@ pub struct PreparedPage {
     pub gap: Option<Gap>,
     /// Of each published message; 0 where it has none.
     pub msgtimes_ms: Vec<i64>,
-    /// Of the messages whose time is possible.
+    /// Of the messages of this page whose time is possible.
     pub newest_msgtime_ms: Option<i64>,
+    /// See [`SourceOffset::newest_msgtime_ms`]: once this page is delivered.
+    pub newest_believable_ms: Option<i64>,
     /// Reasons of dead letters, as labels of metrics.
     pub dead_letters: Vec<&'static str>,
     /// With `errors.tolerance=none`: what is wrong with the record after the last one here.
@@ -57,6 +62,7 @@ pub struct Preparer<'a> {
     topics: &'a Topics,
     offset: SourceOffset,
     delivered: Delivered,
+    timestamps: Timestamps,
     /// The record before the next one in this epoch.
     previous_seq: u64,
 }
@@ -71,7 +77,8 @@ impl<'a> Preparer<'a> {
     ) -> Self {
         // What an earlier epoch has published and does not come again is not lost.
         let delivered = Delivered { seq: offset.published_to(), until_ms: offset.delivered_until_ms };
-        Self { context, status, topics, delivered, previous_seq: offset.seq, offset }
+        let timestamps = topics.timestamps(context.config.record_timestamp, offset.newest_msgtime_ms);
+        Self { context, status, topics, delivered, timestamps, previous_seq: offset.seq, offset }
     }
 
     /// Prepares every page, in order.
@@ -101,21 +108,32 @@ impl<'a> Preparer<'a> {
         let elements = Arc::new(page.elements);
         let outcomes = open::events(self.context, &elements, pulled_at_ms, self.status).await?;
         // A wrong clock's message says nothing of how far the archive is delivered. None that is there is much older than the window.
-        let plausible = pulled_at_ms.saturating_sub(2 * WINDOW_MS).max(1)..=pulled_at_ms;
+        let is_past = |msgtime_ms: &i64| *msgtime_ms <= pulled_at_ms && time::is_believable(*msgtime_ms, pulled_at_ms);
         let times = || {
             let times = outcomes.iter().flatten().filter_map(|event| event.msgtime_ms);
-            times.filter(|msgtime_ms| plausible.contains(msgtime_ms))
+            times.filter(is_past)
         };
         let (first_ms, oldest_ms, newest_ms) = (times().next(), times().min(), times().max());
         if let Some(last_seq) = page.last_seq {
             self.context.metrics.lag.opened(last_seq, oldest_ms, pulled_at_ms);
         }
 
+        if self.timestamps.newest_ms.is_none() {
+            // At the very beginning nothing came before: then the first time of the page moves the least.
+            let mut times = outcomes.iter().flatten().filter_map(|event| event.msgtime_ms);
+            self.timestamps.newest_ms = times.find(|msgtime_ms| time::is_believable(*msgtime_ms, pulled_at_ms));
+        }
+
         let context = self.event_context(pulled_at_ms);
         let mut prepared = PreparedPage { drained_at_ms, is_held, ..PreparedPage::default() };
         let first_seq = elements.iter().find_map(Element::seq);
         let gap = first_seq.and_then(|first_seq| Gap::find(self.delivered, first_seq, first_ms, pulled_at_ms));
-        prepared.records.extend(gap.iter().map(|gap| self.outgoing(gap.to_record(&context))));
+        if let Some(gap) = &gap {
+            // It is found now, and stands before records that are older: its timestamp must not be now.
+            let mut record = gap.to_record(&context);
+            self.timestamps.stamp(&mut record, None, pulled_at_ms, pulled_at_ms);
+            prepared.records.push(self.outgoing(record));
+        }
         // Once the window has run away, an empty poll must not hide it: the record that shows whether there is a gap is still to come.
         let drained_ms = drained_at_ms.filter(|_| first_seq.is_some() || !self.delivered.is_outrun(pulled_at_ms));
         let until_ms = self.delivered.until_ms.max(newest_ms).max(drained_ms);
@@ -132,6 +150,8 @@ impl<'a> Preparer<'a> {
             let mut request_bytes_max = None;
             let reason = match outcome {
                 Ok(mut event) => {
+                    self.timestamps.stamp(&mut event.record, event.msgtime_ms, pulled_at_ms, pulled_at_ms);
+                    prepared.newest_believable_ms = self.timestamps.newest_ms;
                     event.record.headers.extend(link.into_iter().flat_map(Link::headers));
                     // Files are asked for also where their message does not fit; with media.enable=false the requests wait.
                     let (requests, oversize): (Vec<_>, Vec<_>) = event
@@ -221,6 +241,8 @@ impl<'a> Preparer<'a> {
                 Element::Malformed(malformed) => dead_letter::build(context, malformed, reason),
             };
             record.headers.extend(link.into_iter().flat_map(Link::headers));
+            let newest_ms = self.timestamps.newest_ms.map(|newest_ms| newest_ms.to_string().into_bytes());
+            record.headers.extend(newest_ms.map(|newest_ms| (NEWEST_MSGTIME_HEADER, newest_ms)));
             record
         };
         let record = build(reason);
@@ -258,7 +280,6 @@ pub(super) fn event_context(context: &ConnectorContext, now_ms: i64) -> EventCon
         task: message_task::TASK,
         topic: &context.config.topic,
         corp_id: &context.config.corp_id,
-        record_timestamp: context.config.record_timestamp,
         now_ms,
     }
 }

@@ -17,8 +17,8 @@ use crate::status::TaskHandle;
 /// The vendor counts calls a minute.
 const RATE_PAUSE: Duration = Duration::from_secs(60);
 
-/// Pages without trouble before a shrunken page grows again.
-const PAGES_BEFORE_GROWTH: u32 = 20;
+/// Calls in a row that may run into their time limit before fewer records are asked for.
+const TIME_OUTS_MAX: u32 = 1;
 
 /// A page as pulled.
 #[derive(Debug)]
@@ -38,20 +38,18 @@ pub struct Puller<'a> {
     context: &'a ConnectorContext,
     status: &'a TaskHandle,
     backoff: Backoff,
-    limit: u32,
-    pages_since_shrunk: u32,
+    /// Calls in a row that ran into their time limit; more than may be where their hosts were lost.
+    time_outs: u32,
     trouble_since: Option<Instant>,
 }
 
 impl<'a> Puller<'a> {
     pub fn new(context: &'a ConnectorContext, status: &'a TaskHandle) -> Self {
-        let config = &context.config;
-        let max = Duration::from_millis(config.errors_retry_delay_max_ms);
-        context.metrics.page_limit.set(i64::from(config.page_limit));
+        let max = Duration::from_millis(context.config.errors_retry_delay_max_ms);
+        context.metrics.page_limit.set(i64::from(context.page_limit.get()));
         Self {
             backoff: Backoff::new(Duration::from_millis(200).min(max), max),
-            limit: config.page_limit,
-            pages_since_shrunk: 0,
+            time_outs: 0,
             trouble_since: None,
             context,
             status,
@@ -96,16 +94,24 @@ impl<'a> Puller<'a> {
         let corp_id = &self.context.config.corp_id;
         loop {
             self.keep_rate_limit().await;
-            let (started, started_ms, asked) = (Instant::now(), self.context.now_ms(), self.limit);
+            let (started, started_ms, asked) = (Instant::now(), self.context.now_ms(), self.context.page_limit.get());
             let answer = self.context.sdk.get_chat_data(seq, asked).await;
             if let Ok(_) | Err(SdkError::Code { .. }) = answer {
                 self.context.metrics.pull_seconds.observe(started.elapsed().as_secs_f64());
             }
+            let time_limit = Duration::from_millis(self.context.config.sdk_timeout_ms);
+            self.time_outs = match &answer {
+                Err(SdkError::Code { .. }) if started.elapsed() >= time_limit * 9 / 10 => self.time_outs + 1,
+                // Several hosts were lost already.
+                Err(SdkError::Crash { .. }) => TIME_OUTS_MAX + 1,
+                _ => 0,
+            };
             let disposition = match answer {
                 Err(error) => disposition::of_sdk_error(&error, corp_id),
                 Ok(bytes) => match page::parse(&bytes, seq) {
                     Ok(page) => {
                         self.context.metrics.sdk_call(GET_CHAT_DATA, 0);
+                        self.context.page_limit.arrived(asked, page.records_received, bytes.len());
                         self.recovered(&page);
                         // "Fewer than asked for" is the only sign of the end that the vendor gives (doc 91774). Records that
                         // are held back bring nothing new if they are asked for again at once.
@@ -137,13 +143,7 @@ impl<'a> Puller<'a> {
     async fn obey(&mut self, disposition: Disposition) -> Result<(), TaskError> {
         let (reason, pause) = match disposition {
             Disposition::Reconfigure(reason) => return Err(TaskError::Configuration(reason)),
-            Disposition::ShrinkPage if self.limit > 1 => {
-                self.limit /= 2;
-                self.pages_since_shrunk = 0;
-                self.context.metrics.page_limit.set(i64::from(self.limit));
-                tracing::info!(limit = self.limit, "the page is too large for WeCom; asking for fewer records");
-                return Ok(());
-            }
+            Disposition::ShrinkPage if self.shrink("the page is too large for WeCom") => return Ok(()),
             Disposition::ShrinkPage => (
                 "WeCom answered errcode 301058 (page too large) to a page of one record".into(),
                 self.backoff.next_delay(),
@@ -161,6 +161,16 @@ impl<'a> Puller<'a> {
                 self.context.metrics.rate_limit_waited(pause);
                 (reason, pause)
             }
+            Disposition::Retry(reason)
+                if self.time_outs > TIME_OUTS_MAX && self.shrink("the page does not get through") =>
+            {
+                let (limit, max) = (self.context.page_limit.get(), self.context.page_limit.max());
+                let limits = format!(
+                    "{limit} records are asked for now, in place of the {max} of wecom.page.limit. If a page needs more time than \
+                     wecom.timeout.ms, raise that"
+                );
+                (format!("{reason}; {limits}"), self.backoff.next_delay())
+            }
             Disposition::Retry(reason) => (reason, self.backoff.next_delay()),
         };
         self.trouble_since.get_or_insert_with(Instant::now);
@@ -168,6 +178,17 @@ impl<'a> Puller<'a> {
         self.status.degraded(format!("pulling fails: {reason}"));
         tokio::time::sleep(pause).await;
         Ok(())
+    }
+
+    /// Asks for fewer records from now on; `false` where that cannot be.
+    fn shrink(&self, why: &str) -> bool {
+        let page_limit = &self.context.page_limit;
+        let is_smaller = page_limit.shrink();
+        if is_smaller {
+            self.context.metrics.page_limit.set(i64::from(page_limit.get()));
+            tracing::info!(limit = page_limit.get(), "{why}; asking for fewer records");
+        }
+        is_smaller
     }
 
     fn recovered(&mut self, page: &Page) {
@@ -179,11 +200,6 @@ impl<'a> Puller<'a> {
         if let Some(since) = self.trouble_since.take() {
             tracing::info!(seconds = since.elapsed().as_secs(), "pulling works again");
         }
-        self.pages_since_shrunk += 1;
-        if self.limit < self.context.config.page_limit && self.pages_since_shrunk >= PAGES_BEFORE_GROWTH {
-            self.limit = (self.limit * 2).min(self.context.config.page_limit);
-            self.pages_since_shrunk = 0;
-            self.context.metrics.page_limit.set(i64::from(self.limit));
-        }
+        metrics.page_limit.set(i64::from(self.context.page_limit.get()));
     }
 }

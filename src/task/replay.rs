@@ -250,7 +250,11 @@ impl Replay<'_> {
     fn records(&self, event: MessageEvent, letter: &DeadLetter) -> Result<Vec<Record>, Stay> {
         let now_ms = self.context.now_ms();
         let mut message = event.record;
-        message.timestamp_ms = self.context.config.record_timestamp.of(event.msgtime_ms, now_ms);
+        // Its time is judged by the clock of the first pull. As long as the topic takes it, it is no other one months later.
+        let newest_ms =
+            letter.record.header(prepare::NEWEST_MSGTIME_HEADER).and_then(|newest_ms| newest_ms.parse().ok());
+        let mut timestamps = self.topics.timestamps(self.context.config.record_timestamp, newest_ms);
+        timestamps.stamp(&mut message, event.msgtime_ms, letter.record.timestamp_ms, now_ms);
         message.headers.push(("wecom.replayed_from", self.letters.place(letter).into_bytes()));
         // A replay belongs to the epoch that its record was pulled in.
         for name in ["wecom.epoch", "wecom.republished"] {
@@ -365,7 +369,7 @@ impl Replay<'_> {
                 }
                 Err(CommitError::Fenced(reason)) => return self.fenced(started.elapsed(), &reason),
                 Err(CommitError::Configuration(reason)) => return Err(TaskError::Configuration(reason)),
-                Err(error @ CommitError::Unknown(_)) => return Ok(Some(error.to_string())),
+                Err(error @ (CommitError::Unknown(_) | CommitError::Expired(_))) => return Ok(Some(error.to_string())),
             }
         }
     }

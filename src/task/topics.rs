@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{ConnectorContext, TaskError};
-use crate::archive::{Record, Topic, WINDOW_MS};
-use crate::config::{ConnectorConfig, WorkerConfig};
+use crate::archive::{Record, RecordTimestamp, TimestampLimits, Timestamps, Topic, WINDOW_MS};
+use crate::config::{ConnectorConfig, RetentionCheck, WorkerConfig};
 use crate::kafka::rights::Right;
 use crate::kafka::topics::{self, Cleanup, TopicError, WantedTopic};
-use crate::kafka::{BatchBytes, Clients, OutgoingRecord};
+use crate::kafka::{BatchBytes, Clients, OutgoingRecord, TopicLimits};
 use crate::sdk::SdkError;
 
 /// librdkafka's and the broker's own default for a record batch, in bytes.
@@ -25,7 +25,7 @@ const REQUESTS_SEGMENT_MS: i64 = WINDOW_MS / 5;
 #[derive(Debug, Clone)]
 pub struct Topics {
     names: [(Topic, Arc<str>); 5],
-    bytes_max: BTreeMap<String, usize>,
+    limits: BTreeMap<String, TopicLimits>,
     producer_bytes_max: Option<usize>,
 }
 
@@ -38,9 +38,9 @@ impl Topics {
         }
         let wanted = wanted(&context.worker, &context.config);
         let create_missing = context.worker.topic_creation_enable;
-        let bytes_max = topics::prepare(&context.clients, &wanted, create_missing).await?;
+        let limits = topics::prepare(&context.clients, &wanted, create_missing).await?;
         let producer_bytes_max = context.clients.producer.get("message.max.bytes").and_then(|value| value.parse().ok());
-        Ok(Self { names: names(&context.config), bytes_max, producer_bytes_max })
+        Ok(Self { names: names(&context.config), limits, producer_bytes_max })
     }
 
     pub fn name(&self, topic: Topic) -> &Arc<str> {
@@ -53,16 +53,49 @@ impl Topics {
         OutgoingRecord { topic: self.name(topic).clone(), key, value, headers, timestamp_ms }
     }
 
+    /// What is known of a topic's limits.
+    pub fn limits(&self, topic: Topic) -> Option<&TopicLimits> {
+        self.limits.get(&**self.name(topic))
+    }
+
+    /// How the records of messages get their timestamps, after a message of `newest_ms`.
+    pub fn timestamps(&self, kind: RecordTimestamp, newest_ms: Option<i64>) -> Timestamps {
+        let limits = self.limits(Topic::Messages).map_or(TimestampLimits::NONE, TopicLimits::timestamps);
+        Timestamps { kind, limits, newest_ms }
+    }
+
+    /// What somebody should know of the limits of the topics that are to be kept.
+    ///
+    /// # Errors
+    /// A retention that is too short, where `topic.retention.check=refuse`.
+    pub fn warnings(&self, config: &ConnectorConfig) -> Result<Vec<String>, TaskError> {
+        let kept = [Topic::Messages, Topic::MediaReferences, Topic::DeadLetters];
+        let retentions = kept.into_iter().filter_map(|topic| retention_warning(self.name(topic), self.limits(topic)?));
+        let mut warnings: Vec<String> = match config.topic_retention_check {
+            RetentionCheck::Off => Vec::new(),
+            RetentionCheck::Warn | RetentionCheck::Refuse => retentions.collect(),
+        };
+        if config.topic_retention_check == RetentionCheck::Refuse && !warnings.is_empty() {
+            return Err(TaskError::Configuration(warnings.join(" ")));
+        }
+        if config.record_timestamp == RecordTimestamp::Message {
+            let limits = self.limits(Topic::Messages);
+            warnings.extend(limits.and_then(|limits| timestamp_warning(self.name(Topic::Messages), limits)));
+        }
+        Ok(warnings)
+    }
+
     /// The largest record that `topic` takes, as [`Record::bytes_max`] counts.
     pub fn record_bytes_max(&self, topic: Topic) -> usize {
-        let limit = self.bytes_max.get(&**self.name(topic)).copied().unwrap_or(BYTES_MAX_DEFAULT);
+        let limit = self.limits(topic).and_then(|limits| limits.bytes_max).unwrap_or(BYTES_MAX_DEFAULT);
         limit.min(self.producer_bytes_max.unwrap_or(limit))
     }
 
     /// What the producer has to be able to send at once, and what a batch of several records may hold in any topic.
     pub fn batch_bytes(&self) -> BatchBytes {
-        let largest = self.bytes_max.values().copied().max().unwrap_or(BYTES_MAX_DEFAULT);
-        let smallest = self.bytes_max.values().copied().min().unwrap_or(BYTES_MAX_DEFAULT);
+        let bytes_max = || self.limits.values().filter_map(|limits| limits.bytes_max);
+        let largest = bytes_max().max().unwrap_or(BYTES_MAX_DEFAULT);
+        let smallest = bytes_max().min().unwrap_or(BYTES_MAX_DEFAULT);
         BatchBytes { single_max: self.producer_bytes_max.unwrap_or(largest), several_max: smallest }
     }
 }
@@ -86,6 +119,10 @@ fn wanted(worker: &WorkerConfig, config: &ConnectorConfig) -> Vec<WantedTopic> {
             let mut settings = creation.configs.clone();
             let retention_ms_min = match topic {
                 Topic::MediaRequests | Topic::MediaRetries => {
+                    // What is set for all topics is meant for what is to be kept.
+                    if !config.topic_creation.has_group_for(name) {
+                        settings.remove("retention.ms");
+                    }
                     for (key, value) in [
                         ("retention.ms", REQUESTS_RETENTION_MS.to_string()),
                         ("segment.ms", REQUESTS_SEGMENT_MS.to_string()),
@@ -138,5 +175,69 @@ pub async fn check(worker: &WorkerConfig, config: &ConnectorConfig) -> Result<Ve
 impl From<TopicError> for TaskError {
     fn from(error: TopicError) -> Self {
         if error.is_transient() { Self::Transient(error.to_string()) } else { Self::Configuration(error.to_string()) }
+    }
+}
+
+/// Kafka's own default, which nobody has chosen for an archive: seven days.
+const RETENTION_MS_DEFAULT: i64 = 7 * 24 * 60 * 60 * 1000;
+
+/// What to say of a topic that forgets what an archive is for; `None` where it keeps its records for more than seven days.
+pub fn retention_warning(topic: &str, limits: &TopicLimits) -> Option<String> {
+    let is_short = limits.retention_ms.is_some_and(|retention_ms| retention_ms <= RETENTION_MS_DEFAULT);
+    let deletes = match (is_short, limits.retention_ms, limits.retention_bytes) {
+        (true, Some(retention_ms), _) => {
+            format!("what is older than {} (retention.ms={retention_ms})", span(retention_ms))
+        }
+        (_, _, Some(bytes)) => format!("the oldest beyond {bytes} bytes a partition (retention.bytes)"),
+        _ => return None,
+    };
+    Some(format!(
+        "Topic {topic} deletes {deletes}, and WeCom has the records for five days only: set its retention.ms and retention.bytes to -1, \
+         or to what you need, or topic.retention.check=off."
+    ))
+}
+
+/// What to say of a topic that does not take the times of all messages that WeCom has.
+fn timestamp_warning(topic: &str, limits: &TopicLimits) -> Option<String> {
+    let before_ms = limits.timestamp_before_max_ms.filter(|before_ms| *before_ms < 2 * WINDOW_MS)?;
+    Some(format!(
+        "Topic {topic} refuses timestamps that are older than {} (message.timestamp.before.max.ms={before_ms}): older messages get \
+         the oldest that it takes, and the header wecom.timestamp_from. Raise that setting, or set wecom.record.timestamp=ingest.",
+        span(before_ms)
+    ))
+}
+
+/// A time in words: 7 d, 36 h, 90 s.
+fn span(ms: i64) -> String {
+    for (unit_ms, unit) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s")] {
+        if ms >= unit_ms && ms % unit_ms == 0 {
+            return format!("{} {unit}", ms / unit_ms);
+        }
+    }
+    format!("{ms} ms")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_memories_are_told() {
+        let none = TopicLimits::read(|_| None);
+        for (retention_ms, retention_bytes, part) in [
+            (None, None, None),
+            (Some(7 * 86_400_000 + 1), None, None),
+            (Some(7 * 86_400_000), None, Some("older than 7 d (retention.ms=604800000)")),
+            (Some(3_600_000), Some(5), Some("older than 1 h")),
+            (Some(30 * 86_400_000), Some(1_000_000), Some("beyond 1000000 bytes")),
+        ] {
+            let warning = retention_warning("t", &TopicLimits { retention_ms, retention_bytes, ..none });
+            assert_eq!(warning.is_some(), part.is_some(), "{warning:?}");
+            assert!(warning.unwrap_or_default().contains(part.unwrap_or_default()));
+        }
+        for (before_ms, is_told) in [(None, false), (Some(10 * 86_400_000), false), (Some(3_600_000), true)] {
+            let limits = TopicLimits { timestamp_before_max_ms: before_ms, ..none };
+            assert_eq!(timestamp_warning("t", &limits).is_some(), is_told, "{before_ms:?}");
+        }
     }
 }

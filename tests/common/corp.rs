@@ -89,6 +89,7 @@ impl Corp {
                     ("wecom.private.keys.dir", &text(self.keys())),
                     ("topic", &self.topic()),
                     ("topic.creation.default.partitions", "4"),
+                    ("topic.creation.default.retention.ms", "-1"),
                     ("topic.creation.default.replication.factor", "-1"),
                     ("poll.interval.ms", "100"),
                     ("errors.retry.delay.max.ms", "2000"),

@@ -111,6 +111,7 @@ impl Filled {
             let mut headers = own("dead-letter");
             headers.extend([
                 ("__connect.errors.connector.name", CONNECTOR.to_owned()),
+                ("__connect.errors.topic", self.topic.clone()),
                 ("wecom.reason", "rsa".to_owned()),
                 ("wecom.seq", seq.to_string()),
                 ("wecom.previous_seq", previous),

@@ -19,7 +19,9 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Base64;
 import java.util.Collection;
+import java.util.Comparator;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -65,8 +67,11 @@ public final class Reader {
     /** How long a topic may give nothing before its end. */
     static final Duration PATIENCE = Duration.ofSeconds(30);
 
-    /** How long WeCom keeps a record, and how far back a record's timestamp can lie. */
+    /** How long WeCom keeps a record. */
     static final Duration WINDOW = Duration.ofDays(5);
+
+    /** How far a message's time may be ahead of the pull, as clocks differ. */
+    static final Duration AHEAD = Duration.ofHours(1);
 
     static final String MESSAGE = "wecom.archive.message";
     static final String GAP = "wecom.archive.gap";
@@ -188,6 +193,7 @@ public final class Reader {
     void run() throws IOException {
         readExpected();
         readMessages();
+        checkTimestamps();
         readDeadLetters();
         checkAllThere();
         checkChain();
@@ -273,6 +279,11 @@ public final class Reader {
     /** Messages and dead letters that have a seq, but for those that were replayed. */
     final List<Link> links = new ArrayList<>();
 
+    /** The times of a message: its own, that of its record, and why that is another one. */
+    record Stamp(long seq, long msgtime, long timestamp, String from, boolean replayed, String at) {}
+
+    final List<Stamp> stamps = new ArrayList<>();
+
     /** What a record says stood before it, as it says it. */
     record Link(long seq, String previousSeq, String at) {}
 
@@ -287,7 +298,6 @@ public final class Reader {
         Check fields = check("event's fields are what the corp said");
         Check bytes = check("message bytes are the decrypted ones");
         Check headers = check("CloudEvents headers are those of the event");
-        Check timestamps = check("record's timestamp is the message's time, kept to five days");
         Check keys = check("one record key per conversation");
         Map<String, Long> lastSeqByKey = new HashMap<>();
         Map<String, Set<String>> conversationsByKey = new TreeMap<>();
@@ -326,8 +336,8 @@ public final class Reader {
             headers.that(headersAreRight(record, event.fields),
                     () -> "headers of seq " + seq + " " + at(record) + ": " + Arrays.toString(record.headers().toArray()));
             long msgtime = event.fields.path("msgtime_ms").asLong(0);
-            timestamps.that(timestampIsRight(record.timestamp(), msgtime),
-                    () -> "seq " + seq + ": timestamp " + record.timestamp() + " of a message of " + msgtime + " " + at(record));
+            stamps.add(new Stamp(seq, msgtime, record.timestamp(), header(record, "wecom.timestamp_from"),
+                    !header(record, "wecom.replayed_from").isEmpty(), at(record)));
 
             JsonNode said = expected.get(seq);
             if (said == null) {
@@ -357,6 +367,53 @@ public final class Reader {
         conversationsByKey.forEach((key, found) ->
                 keys.that(found.size() == 1, () -> "key " + key + " has the conversations " + found));
         bytes.note = repaired.isEmpty() ? "" : "not as they were: " + repaired;
+    }
+
+    /**
+     * A record has its message's time. Where that cannot be right, it has the newest time before it that can, and says so. When it was
+     * pulled is not known here, but that it was after what came before it, and before now. The pull's clock may have been behind or
+     * ahead by as much as is told.
+     */
+    void checkTimestamps() {
+        Check right = check("record's timestamp is the message's time, or the newest before it");
+        stamps.sort(Comparator.comparingLong(Stamp::seq));
+        Set<Long> saidBefore = new HashSet<>();
+        long[] newest = {Long.MIN_VALUE};
+        long latest = System.currentTimeMillis() + clockAhead.toMillis();
+        Set<Long> own = new HashSet<>();
+        stamps.stream().filter(stamp -> stamp.from.isEmpty()).forEach(stamp -> own.add(stamp.msgtime));
+        TreeMap<Long, JsonNode> said = new TreeMap<>(expected);
+        for (Stamp stamp : stamps) {
+            while (!said.isEmpty() && said.firstKey() < stamp.seq) {
+                saidBefore.add(said.pollFirstEntry().getValue().path("msgtime_ms").asLong(0));
+            }
+            boolean isRight = switch (stamp.from) {
+                case "" -> stamp.timestamp == stamp.msgtime && stamp.msgtime > 0
+                        && stamp.msgtime <= latest + AHEAD.toMillis();
+                case "topic_limit" -> stamp.timestamp != stamp.msgtime && stamp.timestamp <= latest + AHEAD.toMillis();
+                case "newest_message" -> timeIsImpossible(stamp, newest[0], latest)
+                        && (newest[0] == Long.MIN_VALUE || stamp.replayed
+                                ? own.contains(stamp.timestamp) || saidBefore.contains(stamp.timestamp)
+                                        || stamp.timestamp <= latest - WINDOW.toMillis()
+                                // A message that was too large for the topic has moved it, too.
+                                : stamp.timestamp == newest[0]
+                                        || stamp.timestamp > newest[0] && saidBefore.contains(stamp.timestamp));
+                default -> false;
+            };
+            long before = newest[0];
+            right.that(isRight, () -> "seq " + stamp.seq + ": timestamp " + stamp.timestamp + " (" + stamp.from
+                    + ") of a message of " + stamp.msgtime + ", the newest before it is of " + before + " " + stamp.at);
+            if (!stamp.from.equals("newest_message") && !stamp.replayed) {
+                newest[0] = Math.max(newest[0], stamp.msgtime);
+            }
+        }
+    }
+
+    boolean timeIsImpossible(Stamp stamp, long newest, long latest) {
+        return stamp.msgtime <= 0
+                || stamp.msgtime < latest - 2 * WINDOW.toMillis()
+                || newest == Long.MIN_VALUE
+                || stamp.msgtime > newest + AHEAD.toMillis() - clockBehind.toMillis();
     }
 
     void readGap(ConsumerRecord<byte[], byte[]> record, JsonNode event) {
@@ -662,23 +719,6 @@ public final class Reader {
         } catch (DateTimeException error) {
             return false;
         }
-    }
-
-    /**
-     * The message's time, kept between five days before the pull and the pull; where there is none, the pull's. When that was
-     * is not known here, but that it was before now. So a time that was ahead is taken for one only until it has come. The pull's
-     * clock may have been behind or ahead by as much as is told.
-     */
-    boolean timestampIsRight(long timestamp, long msgtime) {
-        long now = System.currentTimeMillis();
-        long latest = now + clockAhead.toMillis();
-        if (msgtime <= 0 || msgtime > now) {
-            return timestamp <= latest;
-        }
-        if (timestamp < msgtime && timestamp >= msgtime - clockBehind.toMillis()) {
-            return true;
-        }
-        return timestamp == msgtime || timestamp > msgtime && timestamp <= latest - WINDOW.toMillis();
     }
 
     // Kafka

@@ -68,6 +68,10 @@ impl ModelClient {
                 }
                 Ok(())
             }
+            Call::Flush => match &self.failed {
+                Some(failed) => Err(failed.clone()),
+                None => self.flush().await,
+            },
             Call::SendOffsets(_) => unreachable!("source writers have no group"),
             Call::Commit => self.commit().await,
             Call::Abort => self.abort().await,
@@ -227,6 +231,7 @@ fn name(call: Call<'_>) -> &'static str {
         Call::InitTransactions => "init_transactions",
         Call::Begin => "begin",
         Call::Send(_) => "send",
+        Call::Flush => "flush",
         Call::SendOffsets(_) => "send_offsets",
         Call::Commit => "commit",
         Call::Abort => "abort",
