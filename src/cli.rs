@@ -13,7 +13,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-use crate::config::{ConfigErrors, ConnectorConfig, WorkerConfig};
+use crate::archive::keyring::KeyRing;
+use crate::config::{self as configuration, ConfigErrors, ConnectorConfig, Providers, Purpose, WorkerConfig};
 use crate::worker::exit::{self, Exit};
 use crate::{sdk, worker};
 
@@ -81,9 +82,16 @@ pub struct Files {
 }
 
 impl Files {
-    /// Reads both; what is only warned about is left to `validate`.
-    fn load(&self) -> Result<(WorkerConfig, ConnectorConfig), ConfigErrors> {
-        crate::config::load_pair(&self.worker, &self.connector)
+    /// Reads of both what the purpose needs; what is only warned about is left to `validate`.
+    fn load(&self, purpose: Purpose) -> Result<(WorkerConfig, ConnectorConfig), ConfigErrors> {
+        configuration::load_pair(&self.worker, &self.connector, purpose)
+    }
+
+    /// The private keys, where this user has any.
+    fn keyring(&self) -> Option<KeyRing> {
+        let providers = Providers::of_worker(&self.worker);
+        let (connector, _) = configuration::connector_for(&self.connector, providers, Purpose::KafkaAndKeys).ok()?;
+        KeyRing::load(&connector.private_keys, connector.private_keys_dir.as_deref()).ok()
     }
 }
 

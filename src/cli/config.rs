@@ -79,7 +79,7 @@ pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<boo
                 for warning in warnings {
                     writeln!(out, "warning: {}: {warning}", file.display())?;
                 }
-                errors.extend(check_files(&connector).map(|it| ConfigErrors { file: Some(file.clone()), ..it }));
+                errors.push(ConfigErrors { file: Some(file.clone()), ..check_files(&connector) });
                 connectors.push(connector);
             }
             Err(error) => errors.push(error),
@@ -99,7 +99,7 @@ pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<boo
             writeln!(out, "error: {of_file}{problem}")?;
         }
     }
-    if !errors.is_empty() {
+    if errors.iter().any(|error| !error.problems.is_empty()) {
         return Ok(false);
     }
     writeln!(out, "{} files are valid", 1 + args.connectors.len())?;
@@ -136,7 +136,7 @@ fn check_listener(worker: &config::WorkerConfig) -> anyhow::Result<Option<Config
 }
 
 /// The files a connector names: are they there, and of use?
-fn check_files(connector: &config::ConnectorConfig) -> Option<ConfigErrors> {
+fn check_files(connector: &config::ConnectorConfig) -> ConfigErrors {
     let mut problems = Vec::new();
     if let Some(library) = &connector.sdk_library {
         let reason = if library.is_file() { sdk::misfit(library) } else { Some("there is no such file".into()) };
@@ -144,11 +144,15 @@ fn check_files(connector: &config::ConnectorConfig) -> Option<ConfigErrors> {
         let shown = library.to_string_lossy();
         problems.extend(reason.map(|reason| Problem::shown("wecom.sdk.library", shown, problem(reason))));
     }
-    if let Err(faults) = KeyRing::load(&connector.private_keys, connector.private_keys_dir.as_deref()) {
-        let key = if connector.private_keys.is_empty() { "wecom.private.keys.dir" } else { "wecom.private.keys" };
-        problems.extend(faults.0.iter().map(|fault| Problem::hidden(key, fault.to_string())));
+    let key = if connector.private_keys.is_empty() { "wecom.private.keys.dir" } else { "wecom.private.keys" };
+    let mut warnings = Vec::new();
+    match KeyRing::load(&connector.private_keys, connector.private_keys_dir.as_deref()) {
+        Ok(keyring) => warnings.extend(
+            keyring.warnings().iter().map(|it| config::Warning { key: key.to_owned(), message: it.to_string() }),
+        ),
+        Err(faults) => problems.extend(faults.0.iter().map(|fault| Problem::hidden(key, fault.to_string()))),
     }
-    (!problems.is_empty()).then(|| ConfigErrors::new(problems))
+    ConfigErrors { warnings, ..ConfigErrors::new(problems) }
 }
 
 #[cfg(test)]

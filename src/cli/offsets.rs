@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::Files;
 use crate::clock::Clock;
+use crate::config::Purpose;
 use crate::task::alteration::{Alteration, AlterationError, SourceOffset, StoredOffset, Target};
 use crate::worker::exit::Exit;
 
@@ -158,7 +159,11 @@ pub fn run(command: &Offsets, out: &mut impl Write) -> anyhow::Result<Exit> {
                 writeln!(out, "A worker was running, and has moved the offset before it was stopped:")?;
                 describe(&done, out)?;
             }
-            writeln!(out, "done: start the worker again")?;
+            writeln!(
+                out,
+                "done: start the worker again. One that still runs has lost its place: stop it first. By itself it ends, with 77, when it has \
+                 something to commit, and it keeps its port until then"
+            )?;
             Ok(Exit::Success)
         }
         Err(error) => Ok(failed(&stored, &error)),
@@ -183,7 +188,7 @@ fn get(args: &GetArgs, clock: Clock, out: &mut impl Write) -> anyhow::Result<Exi
 }
 
 fn open(files: &Files, clock: Clock) -> Result<StoredOffset, Exit> {
-    match files.load() {
+    match files.load(Purpose::Kafka) {
         Ok((worker, connector)) => Ok(StoredOffset::of(&worker, &connector, clock)),
         Err(errors) => {
             eprintln!("{errors}");
