@@ -5,6 +5,7 @@ pub mod connect;
 pub mod dlq;
 pub mod keys;
 pub mod offsets;
+pub mod probe;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -42,8 +43,8 @@ enum Command {
     /// All state is in Kafka: a restart, here or on another machine, goes on where the last transaction ended. Two processes with
     /// the same group.id and connector name never publish both: the newer one fences the older.
     ///
-    /// SIGTERM or SIGINT: finish the pages in flight, commit, leave. A second one: leave at once (nothing is lost or published
-    /// twice; the page is pulled again at the next start).
+    /// SIGTERM, SIGINT and every other signal but SIGHUP: finish the pages in flight, commit, leave. A second one: leave at once
+    /// (nothing is lost or published twice; the page is pulled again at the next start). SIGHUP changes nothing.
     Standalone {
         /// The worker's file: where Kafka is, and what all connectors share
         worker: PathBuf,
@@ -56,6 +57,7 @@ enum Command {
     /// Print the reference of all configuration keys
     Config(config::ReferenceArgs),
     Verify(verify::VerifyArgs),
+    Probe(probe::ProbeArgs),
     /// Make and check the RSA keys of the archive
     #[command(subcommand)]
     Keys(Keys),
@@ -137,6 +139,7 @@ pub fn run() -> ExitCode {
         Command::Validate(args) => report(|out| config::validate(&args, out)),
         Command::Config(args) => report(|out| config::print_reference(&args, out).map(|()| true)),
         Command::Verify(args) => report(|out| verify::verify(&args, out)),
+        Command::Probe(args) => report(|out| probe::probe(&args, out)),
         Command::Offsets(command) => report(|out| offsets::run(&command, out)),
         Command::Keys(Keys::Generate(args)) => report(|out| keys::generate(&args, out).map(|()| true)),
         Command::Keys(Keys::Check(args)) => report(|out| keys::check(&args, out)),

@@ -6,4 +6,6 @@ mod connector;
 pub mod exit;
 pub mod http;
 pub mod logging;
+pub mod signals;
+mod socket;
 pub mod standalone;

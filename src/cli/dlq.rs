@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use clap::{ArgGroup, Args, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::print::{ListPrinter, ReplayPrinter};
@@ -24,6 +23,7 @@ use crate::task::replay::{self, Ended};
 use crate::task::{ConnectorContext, TaskError};
 use crate::worker::exit::Exit;
 use crate::worker::logging;
+use crate::worker::signals::Signals;
 
 #[derive(Debug, Subcommand)]
 pub enum Dlq {
@@ -297,16 +297,13 @@ async fn replay(
     }
 }
 
-/// Cancelled by SIGINT and SIGTERM: the transaction in hand is finished first.
+/// Cancelled by a signal: the transaction in hand is finished first.
 fn stop_at_signal() -> std::io::Result<CancellationToken> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut signals = Signals::listen()?;
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        signals.end().await;
         token.cancel();
     });
     Ok(shutdown)
