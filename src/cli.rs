@@ -5,6 +5,7 @@ pub mod connect;
 pub mod dlq;
 pub mod keys;
 pub mod offsets;
+pub mod probe;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -13,7 +14,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-use crate::config::{ConfigErrors, ConnectorConfig, WorkerConfig};
+use crate::archive::keyring::KeyRing;
+use crate::config::{self as configuration, ConfigErrors, ConnectorConfig, Providers, Purpose, WorkerConfig};
 use crate::worker::exit::{self, Exit};
 use crate::{sdk, system, worker};
 
@@ -41,8 +43,8 @@ enum Command {
     /// All state is in Kafka: a restart, here or on another machine, goes on where the last transaction ended. Two processes with
     /// the same group.id and connector name never publish both: the newer one fences the older.
     ///
-    /// SIGTERM or SIGINT: finish the pages in flight, commit, leave. A second one: leave at once (nothing is lost or published
-    /// twice; the page is pulled again at the next start).
+    /// SIGTERM, SIGINT and every other signal but SIGHUP: finish the pages in flight, commit, leave. A second one: leave at once
+    /// (nothing is lost or published twice; the page is pulled again at the next start). SIGHUP changes nothing.
     Standalone {
         /// The worker's file: where Kafka is, and what all connectors share
         worker: PathBuf,
@@ -55,6 +57,7 @@ enum Command {
     /// Print the reference of all configuration keys
     Config(config::ReferenceArgs),
     Verify(verify::VerifyArgs),
+    Probe(probe::ProbeArgs),
     /// Make and check the RSA keys of the archive
     #[command(subcommand)]
     Keys(Keys),
@@ -81,9 +84,16 @@ pub struct Files {
 }
 
 impl Files {
-    /// Reads both; what is only warned about is left to `validate`.
-    fn load(&self) -> Result<(WorkerConfig, ConnectorConfig), ConfigErrors> {
-        crate::config::load_pair(&self.worker, &self.connector)
+    /// Reads of both what the purpose needs; what is only warned about is left to `validate`.
+    fn load(&self, purpose: Purpose) -> Result<(WorkerConfig, ConnectorConfig), ConfigErrors> {
+        configuration::load_pair(&self.worker, &self.connector, purpose)
+    }
+
+    /// The private keys, where this user has any.
+    fn keyring(&self) -> Option<KeyRing> {
+        let providers = Providers::of_worker(&self.worker);
+        let (connector, _) = configuration::connector_for(&self.connector, providers, Purpose::KafkaAndKeys).ok()?;
+        KeyRing::load(&connector.private_keys, connector.private_keys_dir.as_deref()).ok()
     }
 }
 
@@ -140,6 +150,7 @@ fn run_command() -> Exit {
         Command::Validate(args) => report(|out| config::validate(&args, out)),
         Command::Config(args) => report(|out| config::print_reference(&args, out).map(|()| true)),
         Command::Verify(args) => report(|out| verify::verify(&args, out)),
+        Command::Probe(args) => report(|out| probe::probe(&args, out)),
         Command::Offsets(command) => report(|out| offsets::run(&command, out)),
         Command::Keys(Keys::Generate(args)) => report(|out| keys::generate(&args, out).map(|()| true)),
         Command::Keys(Keys::Check(args)) => report(|out| keys::check(&args, out)),

@@ -12,8 +12,10 @@ mod key;
 mod keys;
 mod listener;
 mod problem;
+mod purpose;
 mod reference;
 mod storage;
+mod text;
 mod topics;
 mod values;
 mod worker;
@@ -26,9 +28,11 @@ pub use connector::{ConnectorConfig, EgressMode, ErrorsTolerance, RetentionCheck
 pub use documentation::{definitions, markdown, validation};
 pub use listener::Listener;
 pub use problem::{ConfigErrors, Problem, Warning};
+pub use purpose::Purpose;
 pub use reference::Providers;
 pub use storage::{FileMode, StorageConfig, StorageType};
 pub use topics::{TopicCreation, TopicSettings};
+pub use values::Effective;
 pub use worker::{LogFormat, WorkerConfig};
 
 /// Reads a worker file.
@@ -36,8 +40,12 @@ pub use worker::{LogFormat, WorkerConfig};
 /// # Errors
 /// Every problem of the file at once, each with its key and what to do.
 pub fn load_worker(path: &Path) -> Result<(WorkerConfig, Vec<Warning>), ConfigErrors> {
+    worker_for(path, Purpose::Run)
+}
+
+fn worker_for(path: &Path, purpose: Purpose) -> Result<(WorkerConfig, Vec<Warning>), ConfigErrors> {
     let (map, warnings) = file::read(path).map_err(|problems| ConfigErrors::of_file(path, problems))?;
-    finish(path, warnings, WorkerConfig::from_map(&map))
+    finish(path, warnings, WorkerConfig::from_map_for(&map, purpose))
 }
 
 /// Reads a connector file: properties, `{"name": …, "config": {…}}`, or a flat JSON object.
@@ -45,19 +53,35 @@ pub fn load_worker(path: &Path) -> Result<(WorkerConfig, Vec<Warning>), ConfigEr
 /// # Errors
 /// Every problem of the file at once, each with its key and what to do.
 pub fn load_connector(path: &Path, providers: Providers) -> Result<(ConnectorConfig, Vec<Warning>), ConfigErrors> {
-    let (map, warnings) = file::read(path).map_err(|problems| ConfigErrors::of_file(path, problems))?;
-    finish(path, warnings, ConnectorConfig::from_map(&map, providers))
+    connector_for(path, providers, Purpose::Run)
 }
 
-/// Reads a worker file and the file of one of its connectors, for commands that look at one connector. Warnings are left to
-/// `validate`.
+/// As [`load_connector`], for a command that does not use all of it.
+///
+/// # Errors
+/// Every problem of what is used.
+pub fn connector_for(
+    path: &Path,
+    providers: Providers,
+    purpose: Purpose,
+) -> Result<(ConnectorConfig, Vec<Warning>), ConfigErrors> {
+    let (map, warnings) = file::read(path).map_err(|problems| ConfigErrors::of_file(path, problems))?;
+    finish(path, warnings, ConnectorConfig::from_map_for(&map, providers, purpose))
+}
+
+/// Reads a worker file and the file of one of its connectors, for commands that look at one connector. What the
+/// purpose does not need may be wrong or absent. Warnings are left to `validate`.
 ///
 /// # Errors
 /// The problems of the first file that has any, or of both together.
-pub fn load_pair(worker: &Path, connector: &Path) -> Result<(WorkerConfig, ConnectorConfig), ConfigErrors> {
+pub fn load_pair(
+    worker: &Path,
+    connector: &Path,
+    purpose: Purpose,
+) -> Result<(WorkerConfig, ConnectorConfig), ConfigErrors> {
     let providers = Providers::of_worker(worker);
-    let (worker, _) = load_worker(worker)?;
-    let (connector, _) = load_connector(connector, providers)?;
+    let (worker, _) = worker_for(worker, purpose)?;
+    let (connector, _) = connector_for(connector, providers, purpose)?;
     check_together(&worker, std::slice::from_ref(&connector))?;
     Ok((worker, connector))
 }

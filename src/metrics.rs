@@ -365,6 +365,13 @@ impl ConnectorMetrics {
         metrics
     }
 
+    /// Says which reasons there are, so that the first dead letter of each is an increase from 0.
+    pub fn expect_dead_letters(&self, reasons: impl Iterator<Item = &'static str>) {
+        for reason in reasons {
+            self.dead_letters.with_label_values(&[reason]);
+        }
+    }
+
     /// Counts a dead letter. `reason` is the word that also stands in its header: one of a fixed few.
     pub fn dead_letter(&self, reason: &str) {
         self.dead_letters.with_label_values(&[reason]).inc();

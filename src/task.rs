@@ -17,6 +17,7 @@ pub mod prepare;
 pub mod published;
 pub mod pull;
 pub mod replay;
+pub mod seen_versions;
 pub mod supervisor;
 pub mod topics;
 mod waiting;
@@ -152,6 +153,7 @@ impl ConnectorContext {
         clock: Clock,
     ) -> anyhow::Result<Self> {
         let metrics = metrics.connector(&config.name, &config.corp_id);
+        metrics.expect_dead_letters(dead_letters::reasons());
         let clients = Clients::of(&worker, &config);
         clients.check()?;
         if let Some((library, reason)) = unusable_library(&config) {
@@ -161,9 +163,13 @@ impl ConnectorContext {
         let mut random = [0; 8];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("the system gives no random numbers"))?;
         let instance = format!("{:016x}", u64::from_ne_bytes(random));
+        let keyring = KeyRing::load(&config.private_keys, config.private_keys_dir.as_deref())?;
+        for warning in keyring.warnings() {
+            tracing::warn!(connector = config.name, "{warning}");
+        }
         Ok(Self {
             sdk: sdk_client(&config, &metrics)?,
-            keyring: KeyRing::load(&config.private_keys, config.private_keys_dir.as_deref())?,
+            keyring,
             page_limit: PageLimit::new(config.page_limit),
             limiter: limiters.of(&config.corp_id, config.rate_limit_per_minute),
             store: Store::open(&config.storage)?,

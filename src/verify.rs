@@ -88,7 +88,10 @@ struct Look<'a> {
 pub fn run(worker: &WorkerConfig, connector: &ConnectorConfig, scope: &Scope) -> Result<Report, CannotLook> {
     let (name, corp_id) = (connector.name.as_str(), connector.corp_id.as_str());
     let runtime = tokio::runtime::Runtime::new().map_err(|error| CannotLook(format!("no runtime: {error}")))?;
-    let store = Store::open_read_only(&connector.storage).map_err(|error| CannotLook(error.to_string()))?;
+    let store = match scope.storage {
+        Storage::None => None,
+        _ => Some(Store::open_read_only(&connector.storage).map_err(|error| CannotLook(error.to_string()))?),
+    };
     let kafka = Kafka::connect(Clients::of(worker, connector))?;
     let offsets = |kafka: &Kafka| -> Result<_, CannotLook> {
         let extent = one(kafka.extents(&[&worker.offset_storage_topic])?);
@@ -111,7 +114,7 @@ pub fn run(worker: &WorkerConfig, connector: &ConnectorConfig, scope: &Scope) ->
         dead_letter_topic: &connector.dead_letter_topic,
         findings: Findings::new(scope.seqs.clone()),
         join: Join::new().map_err(|error| temporary(&error))?,
-        objects: Objects::new(scope.storage, store, runtime),
+        objects: Objects::new(store, scope.storage == Storage::Hash, runtime),
         progress: Progress::new(),
     };
     for extent in [&messages, &dead_letters, &references, &requests, &retries] {

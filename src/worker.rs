@@ -8,4 +8,6 @@ pub mod exit;
 pub mod http;
 pub mod logging;
 mod repeats;
+pub mod signals;
+mod socket;
 pub mod standalone;

@@ -13,6 +13,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rsa::pkcs8::{EncodePrivateKey, LineEnding};
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::{Value, json};
 use wecom_connector::sdk::ffi::FUNCTION_NAMES;
 
@@ -35,12 +36,27 @@ fn what_ends_the_program_says_why() {
     let taken = format!("http://{}", taken.local_addr().expect("its address"));
     let file = text(&keys.write("a file", "1.txt", "no folder"));
     let below = format!("{file}/media");
-    let place = |name: &str, contents: &str| text(keys.write(name, "key_1.pem", contents).parent().expect("a folder"));
+    let place_of = |file: &Path| text(file.parent().expect("a folder"));
+    let place = |name: &str, contents: &str| place_of(&keys.write(name, "private_key_1.pem", contents));
     let missing = text(&folder.path().join("nowhere"));
+    let slip = |name: &str, value: &str| {
+        format!("${{dir:{}}}", text(&keys.write("slips", name, value)).replace("/slips/", "/slips:"))
+    };
+    let invisible = slip("invisible", &format!("{SECRET}\u{200b}\n"));
+    let quoted = slip("quoted", &format!("\"{SECRET}\"\n"));
+    let nameless = place_of(&keys.write("nameless", "private_key_pkcs8.pem", &keys.private));
 
     // What is wrong: keys of the worker's file or the connector's; how it ends, and what it says.
-    let rows: [(&[(&str, &str)], i32, &[&str]); 14] = [
-        (&[("listeners", &taken)], UNAVAILABLE, &["`listeners`", "Another process has this port"]),
+    let rows: [(&[(&str, &str)], i32, &[&str]); 13] = [
+        (
+            &[("listeners", &taken), ("task.shutdown.graceful.timeout.ms", "0")],
+            UNAVAILABLE,
+            &["is waited for up to 5 s", "`listeners`", "Another process has this port", "exit_code=69"],
+        ),
+        (&[("wecom.secret", &invisible)], USAGE, &["wecom.secret", "zero width space (U+200B) as character 28"]),
+        (&[("wecom.secret", &quoted)], USAGE, &["wecom.secret", "stands in quotes"]),
+        (&[("wecom.secret", "abc#def")], USAGE, &["wecom.secret", "as character 4"]),
+        (&[("wecom.private.keys.dir", &nameless)], USAGE, &["private_key_pkcs8.pem", "its name has no version"]),
         (&[("poll.interval.ms", "soon")], USAGE, &["poll.interval.ms", "\"soon\""]),
         (&[("wecom.secret", "${file:/nonexistent:key}")], USAGE, &["wecom.secret", "/nonexistent"]),
         (&[("topic", "")], USAGE, &["archive.properties", "topic"]),
@@ -86,7 +102,7 @@ fn what_ends_the_program_says_why() {
     ];
     for (name, contents, words) in rows {
         let place = place(name, contents);
-        let file = format!("{place}/key_1.pem");
+        let file = format!("{place}/private_key_1.pem");
         let words = [words, &[file.as_str()]].concat();
         let said = ends(&corp, &[("wecom.private.keys.dir", &place)], USAGE, &words);
         assert!(!said.contains(body), "the key is told: {said}");
@@ -143,6 +159,9 @@ fn what_is_wrong_of_a_connector_stands_in_its_status() {
     std::fs::create_dir(&nothing).expect("a folder");
     let nothing = text(&nothing);
 
+    // Of another pair: every record becomes a dead letter, and the task runs.
+    let foreign_keys = text(keys.write("foreign keys", "1.pem", &keys.private).parent().expect("a folder"));
+
     // A connector's name, what is wrong, whose status tells it, and what it says.
     let library = "wecom.sdk.library";
     type Row<'a> = (&'a str, Vec<(&'a str, &'a str)>, Part, Vec<&'a str>);
@@ -197,6 +216,8 @@ fn what_is_wrong_of_a_connector_stands_in_its_status() {
         files = files.connector(name, wrong);
     }
     files = corp.connect(files, "well", &[]);
+    let of_another_pair = [("topic", "foreign-messages"), ("wecom.private.keys.dir", foreign_keys.as_str())];
+    files = corp.connect(files, "foreign", &of_another_pair);
     let offsets = files.get("offset.storage.topic").to_owned();
     kafka.create_topic_with(&offsets, 1, &[("cleanup.policy", "compact")]);
     kafka.create_topic_with("topic-compacted-messages-dead-letters", 1, &[("cleanup.policy", "compact")]);
@@ -222,12 +243,24 @@ fn what_is_wrong_of_a_connector_stands_in_its_status() {
     for name in ["library-", "topic-compacted-messages-media", "topic-replicas-"] {
         assert!(!made.iter().any(|topic| topic.starts_with(name)), "{name} in {made:?}");
     }
+    let words = ["Every record since this start has become a dead letter", "rsa", "keys check --config CONNECTOR"];
+    wait_told(&mut worker, "foreign", TASK, "RUNNING", &words);
+    let folder = worker.files().folder().to_owned();
+    let keys_check = |connector: &str| {
+        let mut command = self::connector();
+        let file = format!("{connector}.properties");
+        command.args(["keys", "check", "--worker", "worker.properties", "--config", &file]).current_dir(&folder);
+        command
+    };
+    says(&mut keys_check("foreign"), USAGE, &["version 1: 0 messages, ", " rsa", "does NOT FIT"]);
     // The others are not held up, and the worker says that not all is well.
     worker.wait_metric("wecom_connector_last_committed_seq", &[("connector", "well")], 20.0);
     assert_eq!(status(&worker, "well", CONNECTOR).0, "RUNNING");
     assert_eq!(worker.get("/health").expect("an answer").0, 503);
     assert_ne!(worker.get("/readyz").expect("an answer").0, 200);
     assert_eq!(worker.get("/livez").expect("an answer").0, 200);
+    says(&mut keys_check("well"), 0, &["version 1: 20 messages, 0 dead letters"]);
+    an_auditor_looks(&worker);
     worker.wait_metric("wecom_connector_last_committed_seq", &[("connector", "keys-later")], 20.0);
     wait_told(&mut worker, "keys-later", CONNECTOR, "RUNNING", &[]);
     assert_eq!(worker.terminate().code(), Some(0), "{}", worker.log());
@@ -397,6 +430,90 @@ fn login<'a>(secured: &'a Secured, password: &'a str) -> Vec<(&'a str, &'a str)>
     ]
 }
 
+/// Without the secret, keys and library of WeCom, and without the worker's own secrets, what was published can be
+/// looked at.
+fn an_auditor_looks(worker: &Worker) {
+    let folder = worker.files().folder();
+    let change = |from: &str, to: &str, changes: &[(&str, &str)]| {
+        let text = std::fs::read_to_string(folder.join(from)).expect("properties");
+        let is_kept = |line: &&str| !changes.iter().any(|(key, _)| line.starts_with(&format!("{key}=")));
+        let kept = text.lines().filter(is_kept).map(str::to_owned);
+        let lines: Vec<String> = kept.chain(changes.iter().map(|(key, value)| format!("{key}={value}"))).collect();
+        std::fs::write(folder.join(to), lines.join("\n")).expect("properties");
+    };
+    let nowhere = "${env:NO_SUCH_VARIABLE_WOMBAT}";
+    let of_wecom = [
+        ("wecom.secret", nowhere),
+        ("wecom.private.keys.dir", nowhere),
+        ("wecom.sdk.library", nowhere),
+        ("wecom.proxy.password", nowhere),
+    ];
+    change("well.properties", "auditor.properties", &of_wecom);
+    change("well.properties", "no-storage.properties", &[&of_wecom[..], &[("storage.path", nowhere)]].concat());
+    change("worker.properties", "auditors-worker.properties", &[("rest.basic.credentials", nowhere)]);
+    let rows: [(&[&str], &str, &[&str]); 5] = [
+        (&["offsets", "get"], "no-storage.properties", &["seq 20, epoch 0"]),
+        (&["offsets", "rewind", "--by=5", "--dry-run"], "no-storage.properties", &["seq 15, epoch 1"]),
+        (&["dlq", "list"], "no-storage.properties", &["0 dead letters of connector well"]),
+        (&["verify", "--storage=none"], "no-storage.properties", &["well"]),
+        (&["verify"], "auditor.properties", &["well"]),
+    ];
+    for (words, connector, expected) in rows {
+        let mut command = self::connector();
+        command.args(words).arg("auditors-worker.properties").arg(connector).current_dir(folder);
+        says(&mut command, 0, expected);
+    }
+    // What a command uses is asked for.
+    let mut command = connector();
+    command.args(["verify", "auditors-worker.properties", "no-storage.properties"]).current_dir(folder);
+    says(&mut command, USAGE, &["storage.path", "NO_SUCH_VARIABLE_WOMBAT"]);
+}
+
+/// A port that is still held, a limit for files, signals: the worker waits, goes on, or leaves with all committed, and
+/// says why.
+#[test]
+fn no_signal_and_no_limit_ends_it_half_way() {
+    let corp = Corp::new("messages = 20\nlive_per_second = 5.0", "");
+    let files = corp.connect(WorkerFiles::new(Kafka::shared()), "archive", &[]);
+    let port: u16 = files.get("listeners").rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("a port");
+    let predecessor = TcpListener::bind(("127.0.0.1", port)).expect("the port");
+    let mut worker = files.start();
+    wait_until("the worker to wait for its port", PATIENCE, || worker.log().contains("another process has this port"));
+    drop(predecessor);
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], 20.0);
+
+    // No file may grow any more, the log neither.
+    let id = Pid::from_raw(i32::try_from(worker.process().id()).expect("a process id")).expect("a process id");
+    let limit = |current| prlimit(Some(id), Resource::Fsize, Rlimit { current, maximum: None }).expect("a limit");
+    limit(Some(1));
+    worker.process().signal(Signal::HUP);
+    let committed = worker.metric("wecom_connector_last_committed_seq", &[]).expect("a number");
+    worker.wait_metric("wecom_connector_last_committed_seq", &[], committed + 5.0);
+    limit(None);
+
+    let own = std::process::id();
+    worker.process().signal(Signal::HUP);
+    let ignored = format!("SIGHUP from process {own} (");
+    wait_until("SIGHUP in the log", PATIENCE, || worker.log().contains(&ignored));
+    assert_eq!(worker.get("/livez").expect("an answer").0, 200);
+    worker.process().signal(Signal::USR1);
+    assert_eq!(worker.process().wait(PATIENCE).code(), Some(0), "{}", worker.log());
+    let log = worker.log();
+    let version = concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"");
+    for words in [
+        version,
+        "configuration: bootstrap.servers=\"",
+        "wecom.secret=[hidden]",
+        "wecom.page.limit=\"1000\"",
+        &format!("leaving because of SIGUSR1 from process {own} ("),
+        "wecom-connector ends, because it was told to end, and everything in flight is committed",
+        "exit_code=0",
+    ] {
+        assert!(log.contains(words), "{words} is not in the log:\n{log}");
+    }
+    assert_harmless(&log);
+}
+
 /// Whose status: the connector's own, or that of a task.
 type Part = Option<usize>;
 const CONNECTOR: Part = None;
@@ -428,7 +545,8 @@ fn wait_told(worker: &mut Worker, connector: &str, part: Part, state: &str, word
 /// Starts a worker with these keys in its file or its connector's, waits for its end, and gives what it said.
 fn ends(corp: &Corp, wrong: &[(&str, &str)], code: i32, words: &[&str]) -> String {
     let of_worker = ["listeners", "bootstrap.servers", "security.protocol", "ssl.ca.location", "sasl.mechanism"];
-    let (of_worker, of_connector): (Vec<_>, Vec<_>) = wrong.iter().partition(|(key, _)| of_worker.contains(key));
+    let is_of_worker = |key: &str| of_worker.contains(&key) || key.starts_with("task.");
+    let (of_worker, of_connector): (Vec<_>, Vec<_>) = wrong.iter().partition(|(key, _)| is_of_worker(key));
     let files = corp.connect(WorkerFiles::new(Kafka::shared()), "archive", &of_connector);
     let files = of_worker.into_iter().fold(files, |files, (key, value)| files.set(key, value));
     let mut worker = files.start();

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Value, json};
 use wecom_connector::metrics;
 use yaml_rust2::{Yaml, YamlLoader};
@@ -44,24 +45,65 @@ fn properties_are_valid() {
         let text = kind(&manifests, "ConfigMap")["data"][name].as_str().expect("a file in the config map");
         std::fs::write(folder.path().join(name), text).expect("a file");
     }
+    // Where secrets are mounted.
+    let secrets = folder.path().join("secrets");
+    std::fs::create_dir(&secrets).expect("a folder");
+    for name in ["wecom-secret", "storage-access-key-id", "storage-secret-access-key"] {
+        std::fs::write(secrets.join(name), "secret\n").expect("a secret");
+    }
     for place in [deploy(), deploy().join("compose"), folder.path().to_owned()] {
+        let is_manifest = place == folder.path();
+        let files = ["worker.properties", "connector.properties"].map(|name| {
+            let text = read(&place.join(name));
+            assert!(!text.contains("${env:WECOM_SECRET}"), "{name}: secrets are files");
+            let mounts = ["/run/credentials/connector.service", "/run/secrets", "/secrets"];
+            let text = mounts.iter().fold(text, |text, mount| {
+                text.replace(&format!("${{dir:{mount}:"), &format!("${{dir:{}:", secrets.display()))
+            });
+            let file = secrets.join(name);
+            std::fs::write(&file, text).expect("a file");
+            file
+        });
         let output = Command::new(env!("CARGO_BIN_EXE_wecom-connector"))
             .arg("validate")
-            .args(["worker.properties", "connector.properties"].map(|name| place.join(name)))
-            .envs([("WECOM_CORP_ID", "ww1234567890abcdef"), ("WECOM_SECRET", "secret"), ("S3_SECRET", "secret")])
-            .envs([("STORAGE_ACCESS_KEY_ID", "id"), ("STORAGE_SECRET_ACCESS_KEY", "secret")])
+            .args(files)
+            .envs([("WECOM_CORP_ID", "ww1234567890abcdef"), ("S3_SECRET", "secret")])
             .output()
             .expect("the connector's binary");
         let report = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         let wrong: Vec<&str> =
             report.lines().filter(|line| line.starts_with("error") || line.starts_with("warning")).collect();
         let mut known = vec!["wecom.sdk.library", "wecom.private.keys.dir"];
-        if place == folder.path() {
+        if is_manifest {
             known.extend(["rest.bearer.token.file", "listeners: is http://"]);
         }
         assert!(wrong.iter().all(|line| known.iter().any(|key| line.contains(key))), "{}:\n{report}", place.display());
         assert_eq!(wrong.len(), known.len(), "{}:\n{report}", place.display());
+
+        // Kafka's own default deletes messages after seven days, and its own replicas can be one.
+        for key in ["partitions", "replication.factor", "retention.ms"] {
+            let line = format!("\ntopic.creation.default.{key}=");
+            assert!(read(&place.join("connector.properties")).contains(&line), "{}: no {line}", place.display());
+        }
+        assert!(read(&place.join("worker.properties")).contains("\noffset.storage.replication.factor="));
     }
+}
+
+/// What is not to get into an image or a commit does not, and what the image is built of does.
+#[test]
+fn secrets_stay_out_of_image_and_repository() {
+    let ignored = read(&harness::repository().join(".dockerignore"));
+    let rules: Vec<&str> = ignored.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(rules[0], "*", "what is not named stays out");
+    let copied = read(&deploy().join("Dockerfile"));
+    let copied =
+        copied.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
+    let copied: BTreeSet<String> = copied
+        .flat_map(|line| line.rsplit_once(' ').expect("from and to").0.split(' '))
+        .map(|name| format!("!{name}"))
+        .collect();
+    assert_eq!(rules[1..].iter().map(|&rule| rule.to_owned()).collect::<BTreeSet<_>>(), copied);
+    assert!(read(&harness::repository().join(".gitignore")).lines().any(|line| line == "/secrets"));
 }
 
 /// Without an engine: what the image's first stage copies is all that Cargo wants to see.
@@ -225,12 +267,29 @@ fn the_manifests_fit_together() {
         assert_eq!(text(&container[probe]["httpGet"]["port"]), port, "{probe}");
     }
     assert_eq!(text(&kind(&manifests, "Service")["spec"]["ports"][0]["targetPort"]), port);
-    // References of the properties to the environment, and the environment.
-    let properties = text(&kind(&manifests, "ConfigMap")["data"]["connector.properties"]);
-    let named: BTreeSet<&str> =
-        properties.split("${env:").skip(1).map(|rest| rest.split('}').next().expect("a name")).collect();
-    let given: BTreeSet<&str> = list(&container["env"]).iter().map(|variable| text(&variable["name"])).collect();
-    assert_eq!(named, given);
+    // Secrets are files, of folders that are mounted; nothing of them is in the environment.
+    let data = &kind(&manifests, "ConfigMap")["data"];
+    let properties = text(&data["connector.properties"]);
+    assert!(!properties.contains("${env:") && container["env"].is_badvalue());
+    let mounted: BTreeSet<&str> = list(&container["volumeMounts"]).iter().map(|it| text(&it["mountPath"])).collect();
+    for folder in properties.split("${dir:").skip(1).map(|rest| rest.split(':').next().expect("a folder")) {
+        assert!(mounted.contains(folder), "{folder} is mounted nowhere: {mounted:?}");
+    }
+    assert!(mounted.contains("/tmp"), "`verify` has no place for temporary files");
+    // A changed configuration makes the pod anew.
+    let both = ["worker.properties", "connector.properties"].map(|name| text(&data[name])).concat();
+    let checksum =
+        digest(&SHA256, both.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert_eq!(text(&deployment["template"]["metadata"]["annotations"]["checksum/configuration"]), checksum);
+    assert!(text(&container["image"]).contains("@sha256:"), "a tag can become another image");
+    assert_eq!(pod["serviceAccountName"], kind(&manifests, "ServiceAccount")["metadata"]["name"]);
+    let policy = &kind(&manifests, "NetworkPolicy")["spec"];
+    assert_eq!(&policy["podSelector"]["matchLabels"], labels);
+    assert_eq!(text(&policy["ingress"][0]["ports"][0]["port"]), port);
+    let monitor = &yaml(&deploy().join("kubernetes/prometheus-operator/podmonitor.yaml"))[0];
+    assert_eq!(text(&monitor["kind"]), "PodMonitor");
+    assert_eq!(&monitor["spec"]["selector"]["matchLabels"], labels);
+    assert_eq!(text(&monitor["spec"]["podMetricsEndpoints"][0]["port"]), port);
     let grace = pod["terminationGracePeriodSeconds"].as_i64().expect("a time");
     assert!(grace > 10, "below task.shutdown.graceful.timeout.ms");
 }
@@ -247,6 +306,8 @@ fn containers_and_unit_are_confined() {
     assert_eq!(list(&compose["cap_drop"]).iter().map(text).collect::<Vec<_>>(), ["ALL"]);
     assert_eq!(list(&compose["security_opt"]).iter().map(text).collect::<Vec<_>>(), ["no-new-privileges:true"]);
     assert!(list(&compose["volumes"]).iter().all(|volume| text(volume).ends_with(":ro")));
+    assert!(list(&compose["tmpfs"]).iter().any(|place| text(place).starts_with("/tmp")), "`verify` has no place");
+    assert!(compose["environment"]["WECOM_SECRET"].is_badvalue(), "secrets are files");
     assert!(list(&compose["ports"]).iter().all(|port| text(port).starts_with("127.0.0.1:")));
 
     let manifests = yaml(&deploy().join("kubernetes/connector.yaml"));
@@ -260,8 +321,21 @@ fn containers_and_unit_are_confined() {
     assert_eq!(pod["automountServiceAccountToken"].as_bool(), Some(false));
 
     let unit = read(&deploy().join("connector.service"));
-    for line in ["User=wecom-connector", "NoNewPrivileges=true", "ProtectSystem=strict", "CapabilityBoundingSet="] {
+    for line in [
+        "User=wecom-connector",
+        "NoNewPrivileges=true",
+        "ProtectSystem=strict",
+        "ProtectProc=invisible",
+        "CapabilityBoundingSet=",
+        "MemoryMax=1G",
+    ] {
         assert!(unit.lines().any(|found| found == line), "{line}");
+    }
+    // Each secret that the properties name is handed over.
+    let properties = read(&deploy().join("connector.properties"));
+    for name in properties.split("${dir:/run/credentials/connector.service:").skip(1) {
+        let name = name.split('}').next().expect("a name");
+        assert!(unit.contains(&format!("\nLoadCredential={name}:")), "{name}");
     }
     assert!(unit.contains("landlock_restrict_self"), "the SDK host cannot be shut in under this filter");
 }
@@ -278,9 +352,13 @@ fn rules_and_dashboards_are_what_prometheus_takes() {
     promtool(&["test".as_ref(), "rules".as_ref(), file("rules.test.yml").as_os_str()]);
     promtool(&["check".as_ref(), "config".as_ref(), file("prometheus.yml").as_os_str()]);
     let tried = read(&file("rules.test.yml"));
+    let runbook = read(&harness::repository().join("docs/runbook.md"));
     for rule in list(&yaml(&file("rules.yml"))[0]["groups"][0]["rules"]) {
         let alert = text(&rule["alert"]);
         assert!(tried.contains(&format!("alertname: {alert}\n")), "{alert} is tried nowhere in rules.test.yml");
+        let anchor = format!("docs/runbook.md#{}", alert.to_ascii_lowercase());
+        assert_eq!(text(&rule["annotations"]["runbook_url"]), anchor);
+        assert!(runbook.contains(&format!("\n## {alert}\n")), "the runbook says nothing of {alert}");
     }
 
     // A panel's expression is one of a rule, once Grafana's variables are put in.

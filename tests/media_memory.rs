@@ -5,7 +5,7 @@
 use peak_alloc::PeakAlloc;
 use tokio_util::sync::CancellationToken;
 use wecom_connector::clock::Clock;
-use wecom_connector::config::{StorageConfig, StorageType};
+use wecom_connector::config::StorageConfig;
 use wecom_connector::metrics::Metrics;
 use wecom_connector::sdk::{MediaChunk, SdkError};
 use wecom_connector::storage::{PART_BYTES, Store};

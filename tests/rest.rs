@@ -27,7 +27,11 @@ fn on_an_open_address_it_asks_or_does_not_start() {
     std::fs::write(&token, "short").expect("a token");
     let token = text(&token);
     // What is set besides, and what it says before it ends with which code.
-    let rows: [(&[(&str, &str)], i32, &[&str]); 4] = [
+    let quoted = corp.scenario().with_file_name("quoted");
+    std::fs::write(&quoted, format!("\"{TOKEN}\"")).expect("a token");
+    let quoted = text(&quoted);
+    let rows: [(&[(&str, &str)], i32, &[&str]); 5] = [
+        (&[("rest.bearer.token.file", &quoted)], 69, &["has quotes around the token"]),
         (&[], 64, &["listeners = \"http://0.0.0.0:", "127.0.0.1", "rest.bearer.token.file", "rest.insecure=true"]),
         (&[("rest.basic.credentials", "no-password")], 64, &["rest.basic.credentials", "user:password"]),
         (&[("rest.bearer.token.file", "/nonexistent")], 69, &["rest.bearer.token.file /nonexistent cannot be read"]),
@@ -63,6 +67,7 @@ fn who_comes_with_what_is_told() {
         assert_eq!(worker.process().exited(), None, "{}", worker.log());
         ask(port, None, "/readyz", None).is_ok_and(|answer| answer.status == 200)
     });
+    assert_eq!(worker.files().probe(), (Some(0), "ok\n".to_owned()));
     let basic = |credentials: &str| format!("Basic {}", BASE64_STANDARD.encode(credentials));
     let protected = ["/", "/metrics", "/health", "/connectors", "/connectors/archive/status", "/nowhere"];
     let rows = [
@@ -139,6 +144,9 @@ fn a_certificate_is_taken_anew_when_its_files_change() {
     assert!(serves(&first) && !serves(&second));
     assert!(ask(port, None, "/metrics", None).is_err(), "in the clear");
 
+    let probe = |worker: &harness::Worker| worker.files().probe();
+    assert_eq!(probe(&worker), (Some(0), "ok\n".to_owned()));
+
     // Half of a change, and garbage, leave what was.
     std::fs::write(&files[0], &second.chain).expect("a chain");
     assert!(serves(&first) && !serves(&second), "chain and key do not belong together");
@@ -156,6 +164,8 @@ fn a_certificate_is_taken_anew_when_its_files_change() {
     assert!(log.matches("the listener keeps its certificate").count() <= 4, "once a change:\n{log}");
     assert!(!log.contains(&second.key[60..100]), "{log}");
     assert_eq!(worker.terminate().code(), Some(0));
+    let (code, said) = probe(&worker);
+    assert!(code == Some(69) && said.contains("does not answer"), "{code:?}: {said}");
 }
 
 /// A certificate that vouches for itself.

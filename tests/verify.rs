@@ -51,7 +51,7 @@ const ROWS: &[Row] = &[
         let letter = it.find(DEAD_LETTERS, 5);
         letter.set("__connect.errors.connector.name", "before");
         letter.set("__connect.errors.topic", "elsewhere");
-    }, &[], &[("missing", Some(5))]),
+    }, &[], &[("missing", Some(6))]),
     // An offset moved by hand.
     ("rewound", |it| it.rewind(true), &[], &[]),
     ("rewound, no marks", |it| it.rewind(false), &[], &[("twice", Some(11)), ("twice", Some(12))]),

@@ -85,7 +85,7 @@ pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<Exi
                 for warning in warnings {
                     writeln!(out, "warning: {}: {warning}", file.display())?;
                 }
-                errors.extend(check_files(&connector).map(|it| ConfigErrors { file: Some(file.clone()), ..it }));
+                errors.push(ConfigErrors { file: Some(file.clone()), ..check_files(&connector) });
                 connectors.push(connector);
             }
             Err(error) => errors.push(error),
@@ -107,7 +107,8 @@ pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<Exi
             writeln!(out, "error: {of_file}{problem}")?;
         }
     }
-    let Some(worker) = worker.filter(|_| errors.is_empty()) else { return Ok(Exit::Usage) };
+    let worker = worker.filter(|_| errors.iter().all(|error| error.problems.is_empty()));
+    let Some(worker) = worker else { return Ok(Exit::Usage) };
     writeln!(out, "{} files are valid", 1 + args.connectors.len())?;
     if args.connect { connect_all(&worker, &args.connectors, &connectors, out) } else { Ok(Exit::Success) }
 }
@@ -151,20 +152,24 @@ fn check_listener(worker: &config::WorkerConfig) -> anyhow::Result<Option<Config
 }
 
 /// The files a connector names: are they there, and of use?
-fn check_files(connector: &config::ConnectorConfig) -> Option<ConfigErrors> {
+fn check_files(connector: &config::ConnectorConfig) -> ConfigErrors {
     let mut problems = Vec::new();
     if let Some((library, reason)) = task::unusable_library(connector) {
         let problem = format!("{reason}; give the path of the vendor's library for this machine");
         problems.push(Problem::shown("wecom.sdk.library", library.to_string_lossy(), problem));
     }
-    if let Err(faults) = KeyRing::load(&connector.private_keys, connector.private_keys_dir.as_deref()) {
-        let key = if connector.private_keys.is_empty() { "wecom.private.keys.dir" } else { "wecom.private.keys" };
-        problems.extend(faults.0.iter().map(|fault| Problem::hidden(key, fault.to_string())));
+    let key = if connector.private_keys.is_empty() { "wecom.private.keys.dir" } else { "wecom.private.keys" };
+    let mut warnings = Vec::new();
+    match KeyRing::load(&connector.private_keys, connector.private_keys_dir.as_deref()) {
+        Ok(keyring) => warnings.extend(
+            keyring.warnings().iter().map(|it| config::Warning { key: key.to_owned(), message: it.to_string() }),
+        ),
+        Err(faults) => problems.extend(faults.0.iter().map(|fault| Problem::hidden(key, fault.to_string()))),
     }
     if let Err(error) = Store::examine(&connector.storage) {
         problems.push(Problem::hidden("storage.type", error.to_string()));
     }
-    (!problems.is_empty()).then(|| ConfigErrors::new(problems))
+    ConfigErrors { warnings, ..ConfigErrors::new(problems) }
 }
 
 #[cfg(test)]

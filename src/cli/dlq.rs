@@ -10,14 +10,12 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use clap::{ArgGroup, Args, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::print::{ListPrinter, ReplayPrinter};
 use super::{Files, is_broken_pipe};
-use crate::archive::keyring::KeyRing;
 use crate::clock::Clock;
-use crate::config::{ConnectorConfig, WorkerConfig};
+use crate::config::{ConnectorConfig, Purpose, WorkerConfig};
 use crate::metrics::Metrics;
 use crate::task::dead_letters::{DeadLetters, Filter, reasons};
 use crate::task::limiter::RateLimiters;
@@ -25,6 +23,7 @@ use crate::task::replay::{self, Ended};
 use crate::task::{ConnectorContext, TaskError};
 use crate::worker::exit::Exit;
 use crate::worker::logging;
+use crate::worker::signals::Signals;
 
 #[derive(Debug, Subcommand)]
 pub enum Dlq {
@@ -143,12 +142,11 @@ fn place(text: &str) -> Result<(i32, i64), String> {
 
 /// Runs one of the commands.
 pub fn run(command: &Dlq) -> Exit {
-    let files = match command {
-        Dlq::List(ListArgs { files, .. })
-        | Dlq::Show(ShowArgs { files, .. })
-        | Dlq::Replay(ReplayArgs { files, .. }) => files,
+    let (files, purpose) = match command {
+        Dlq::List(ListArgs { files, .. }) | Dlq::Show(ShowArgs { files, .. }) => (files, Purpose::Kafka),
+        Dlq::Replay(ReplayArgs { files, .. }) => (files, Purpose::Run),
     };
-    let result = start(files).and_then(|(worker, connector, runtime)| {
+    let result = start(files, purpose).and_then(|(worker, connector, runtime)| {
         let out = &mut std::io::stdout().lock();
         let result = match command {
             Dlq::List(args) => runtime.block_on(list(args, &worker, &connector, out)),
@@ -174,8 +172,8 @@ pub fn run(command: &Dlq) -> Exit {
 }
 
 /// Reads the files and sets up what all commands need.
-fn start(files: &Files) -> anyhow::Result<(WorkerConfig, ConnectorConfig, tokio::runtime::Runtime)> {
-    let (worker, connector) = files.load()?;
+fn start(files: &Files, purpose: Purpose) -> anyhow::Result<(WorkerConfig, ConnectorConfig, tokio::runtime::Runtime)> {
+    let (worker, connector) = files.load(purpose)?;
     logging::init(&worker.log_level, worker.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     Ok((worker, connector, runtime))
@@ -213,12 +211,11 @@ async fn show(
 ) -> anyhow::Result<Exit> {
     let letters = DeadLetters::open(worker, connector).await?;
     let history = letters.history().await?;
-    let versions =
-        KeyRing::load(&connector.private_keys, connector.private_keys_dir.as_deref()).map(|it| it.versions());
-    if let Err(error) = &versions {
-        eprintln!("{error}");
+    let keyring = args.files.keyring();
+    for warning in keyring.iter().flat_map(|keyring| keyring.warnings()) {
+        eprintln!("warning: {warning}");
     }
-    let versions = versions.unwrap_or_default();
+    let versions = keyring.map(|keyring| keyring.versions());
     let mut shown = 0;
     for span in letters.spans() {
         let mut span = *span;
@@ -232,7 +229,7 @@ async fn show(
         while let Some((letter, _)) = walk.next().await? {
             if args.seq.is_none_or(|seq| letter.seq == Some(seq)) {
                 let is_replayed = letters.is_replayed(&history, &letter)?;
-                print::show(&letters, &letter, is_replayed, &versions, args.json, args.sealed, out)?;
+                print::show(&letters, &letter, is_replayed, versions.as_deref(), args.json, args.sealed, out)?;
                 shown += 1;
             }
         }
@@ -300,16 +297,13 @@ async fn replay(
     }
 }
 
-/// Cancelled by SIGINT and SIGTERM: the transaction in hand is finished first.
+/// Cancelled by a signal: the transaction in hand is finished first.
 fn stop_at_signal() -> std::io::Result<CancellationToken> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut signals = Signals::listen()?;
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        signals.end().await;
         token.cancel();
     });
     Ok(shutdown)

@@ -1,15 +1,19 @@
 //! `keys generate` and `keys check`: RSA key pairs for the chat archive.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
 
-use crate::archive::keyring::{self, KeyError, PrivateKey};
-use crate::config::{self, Providers};
+use crate::archive::keyring::{self, KeyError, KeyFolder, KeyWarning, PrivateKey};
+use crate::clock::Clock;
+use crate::config::{self, Providers, Purpose};
+use crate::task::seen_versions::{Seen, seen_versions};
+use crate::worker::exit::Exit;
 
 /// Length of the keys WeCom takes (doc 91774).
 const BITS: usize = 2048;
@@ -33,15 +37,21 @@ pub struct GenerateArgs {
 ///
 /// Reads the keys as the connector does and seals and opens a probe with each. Compare the fingerprint with that of the public
 /// key in the admin console: openssl pkey -pubin -in public_key_1.pem -outform DER | sha256sum
+///
+/// With --worker, versions are compared with those that the records of the last ten days were sealed with.
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
-    /// Key files, or folders of files whose names end in their version
+    /// Key files, or folders of files named private_key_N.pem, vN.pem or N.pem
     #[arg(required_unless_present = "config", value_name = "PATH")]
     pub paths: Vec<PathBuf>,
 
     /// Check the keys that this connector file names
     #[arg(long, value_name = "FILE", conflicts_with = "paths")]
     pub config: Option<PathBuf>,
+
+    /// Worker file: compare with the versions in that connector's topics
+    #[arg(long, value_name = "FILE", requires = "config")]
+    pub worker: Option<PathBuf>,
 }
 
 /// Makes a key pair and writes to `out` what to do with it.
@@ -57,7 +67,8 @@ pub fn generate(args: &GenerateArgs, out: &mut impl Write) -> anyhow::Result<()>
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let version = match args.key_version {
         Some(version) => version,
-        None => keyring::files_of(folder)?
+        None => KeyFolder::list(folder)?
+            .versioned
             .last()
             .map_or(Some(1), |(version, _)| version.checked_add(1))
             .context("the folder has the highest version there can be; give --key-version")?,
@@ -86,7 +97,7 @@ pub fn generate(args: &GenerateArgs, out: &mut impl Write) -> anyhow::Result<()>
          What to do now:\n\
          \x20 1. Open the WeCom admin console: 管理工具 → 会话内容存档 → 消息加密公钥, and paste the public key below, all of it.\n\
          \x20 2. The console shows a version for it. If that is not {version}, rename both files to the version it shows:\n\
-         \x20    the connector finds the key by the number its file name ends in.\n\
+         \x20    the connector finds the key by that number in its name.\n\
          \x20 3. Tell the connector where the private keys are:  wecom.private.keys.dir={dir}\n\
          \x20    A running connector finds a new file in that folder by itself.\n\
          \x20 4. Keep the private keys of older versions: what was sealed with them stays so. WeCom hands out messages for\n\
@@ -109,30 +120,35 @@ fn write_new(path: &Path, mode: u32, bytes: &[u8]) -> anyhow::Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Writes a table of the keys to `out`; true when there is at least one and all are usable.
+/// Writes a table of the keys to `out`, and how they fit the topics. All is well when there is at least one key, all are usable,
+/// and none that the topics ask for is missing or another one.
 ///
 /// # Errors
 /// When the connector file is not valid, or a folder cannot be listed.
-pub fn check(args: &CheckArgs, out: &mut impl Write) -> anyhow::Result<bool> {
+pub fn check(args: &CheckArgs, out: &mut impl Write) -> anyhow::Result<Exit> {
     let mut rows: Vec<(Option<u32>, PathBuf)> = Vec::new();
     let mut paths = args.paths.clone();
     if let Some(file) = &args.config {
-        let (connector, _) = config::load_connector(file, Providers::default())?;
+        let providers = args.worker.as_deref().map(Providers::of_worker).unwrap_or_default();
+        let (connector, _) = config::connector_for(file, providers, Purpose::KafkaAndKeys)?;
         rows.extend(connector.private_keys.into_iter().map(|(version, path)| (Some(version), path)));
         paths.extend(connector.private_keys_dir);
     }
     for path in paths {
         if path.is_dir() {
-            rows.extend(keyring::files_of(&path)?.into_iter().map(|(version, file)| (Some(version), file)));
+            let listed = KeyFolder::list(&path)?;
+            rows.extend(listed.versioned.into_iter().map(|(version, file)| (Some(version), file)));
+            rows.extend(listed.nameless.into_iter().map(|file| (None, file)));
         } else {
             rows.push((keyring::version_of(&path), path));
         }
     }
     if rows.is_empty() {
         writeln!(out, "no key: {}", KeyError::NoKeys)?;
-        return Ok(false);
+        return Ok(Exit::Usage);
     }
-    let mut first: std::collections::BTreeMap<u32, String> = std::collections::BTreeMap::new();
+    let versions: BTreeSet<u32> = rows.iter().filter_map(|(version, _)| *version).collect();
+    let mut first: BTreeMap<u32, String> = BTreeMap::new();
     let mut all_usable = true;
     writeln!(out, "{:>7}  {:<6}  {:>5}  {:<6}  {:<64}  FILE", "VERSION", "FORMAT", "BITS", "USABLE", "FINGERPRINT")?;
     for (version, path) in rows {
@@ -151,11 +167,9 @@ pub fn check(args: &CheckArgs, out: &mut impl Write) -> anyhow::Result<bool> {
                 let (format, bits, fingerprint) = (key.encoding().to_string(), key.bits(), key.fingerprint());
                 let usable = if usable { "yes" } else { "NO" };
                 writeln!(out, "{shown:>7}  {format:<6}  {bits:>5}  {usable:<6}  {fingerprint:<64}  {file}")?;
-                if version.is_none() {
-                    writeln!(out, "         note: the file name has no version; give it as wecom.private.keys=N:path")?;
-                }
-                if path.metadata().is_ok_and(|it| it.mode() & 0o077 != 0) {
-                    writeln!(out, "         note: others may read the file; chmod 600 {file}")?;
+                let nameless = version.is_none().then_some(KeyWarning::NoVersion);
+                for warning in keyring::warnings_of(&path, &key).chain(nameless) {
+                    writeln!(out, "         warning: {warning}")?;
                 }
             }
             Err(error) => {
@@ -165,11 +179,57 @@ pub fn check(args: &CheckArgs, out: &mut impl Write) -> anyhow::Result<bool> {
             }
         }
     }
-    Ok(all_usable)
+    let fits = match (&args.worker, &args.config) {
+        (Some(worker), Some(connector)) => {
+            let (worker, connector) = config::load_pair(worker, connector, Purpose::KafkaAndKeys)?;
+            match seen_versions(&worker, &connector, Clock::system().now().unix_ms) {
+                Ok(seen) => compare(&versions, &seen, out)?,
+                Err(error) => {
+                    eprintln!("{error}");
+                    return Ok(Exit::Unavailable);
+                }
+            }
+        }
+        _ => true,
+    };
+    Ok((all_usable && fits).into())
+}
+
+/// Writes how the versions that there are keys of fit those in the topics; true where nothing contradicts.
+fn compare(versions: &BTreeSet<u32>, seen: &BTreeMap<u32, Seen>, out: &mut impl Write) -> std::io::Result<bool> {
+    let mut fits = true;
+    writeln!(out, "\nRecords of the last ten days, by the version that they are sealed with:")?;
+    if seen.is_empty() {
+        writeln!(out, "  none")?;
+        return Ok(true);
+    }
+    for version in versions.iter().chain(seen.keys().filter(|version| !versions.contains(version))) {
+        let Some(Seen { messages, dead_letters }) = seen.get(version) else {
+            writeln!(out, "  version {version}: none; is {version} what the admin console shows for the public key?")?;
+            continue;
+        };
+        let reasons: Vec<String> = dead_letters.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let letters: u64 = dead_letters.values().sum();
+        let of = |reason: &str| dead_letters.get(reason).copied().unwrap_or_default();
+        let verdict = if !versions.contains(version) {
+            "there is NO KEY of this version: add it, then replay the dead letters"
+        } else if *messages == 0 && of("rsa") + of("decrypt") > 0 {
+            "the key of this version does NOT FIT: compare its fingerprint with that of the console's public key"
+        } else {
+            ""
+        };
+        fits &= verdict.is_empty();
+        let more = if letters > 0 { format!(" ({})", reasons.join(", ")) } else { String::new() };
+        let verdict = if verdict.is_empty() { String::new() } else { format!("; {verdict}") };
+        writeln!(out, "  version {version}: {messages} messages, {letters} dead letters{more}{verdict}")?;
+    }
+    Ok(fits)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
     use rsa::pkcs8::DecodePublicKey;
 
@@ -198,15 +258,16 @@ mod tests {
         assert!(generated(&keys, None).unwrap().contains("version 2"));
 
         let mut table = Vec::new();
-        let check_keys = |table: &mut Vec<u8>| check(&CheckArgs { paths: vec![keys.clone()], config: None }, table);
-        assert!(check_keys(&mut table).unwrap());
+        let check_keys =
+            |table: &mut Vec<u8>| check(&CheckArgs { paths: vec![keys.clone()], config: None, worker: None }, table);
+        assert_eq!(check_keys(&mut table).unwrap(), Exit::Success);
         let table = String::from_utf8(table).unwrap();
         assert_eq!(table.lines().count(), 3, "{table}");
         assert!(table.lines().nth(1).unwrap().trim_start().starts_with("1  PKCS#8   2048  yes"), "{table}");
 
         std::fs::write(keys.join("3.pem"), public).unwrap();
         let mut table = Vec::new();
-        assert!(!check_keys(&mut table).unwrap());
+        assert_eq!(check_keys(&mut table).unwrap(), Exit::Usage);
         assert!(String::from_utf8(table).unwrap().contains("is a public key; give the private key"));
     }
 
@@ -218,13 +279,54 @@ mod tests {
         let keys = folder.path().display();
         std::fs::write(
             &file,
-            format!("name=n\ntopic=t\nwecom.corp.id=ww\nwecom.secret=s\nwecom.private.keys.dir={keys}\nwecom.private.keys=8:/none\n"),
+            format!(
+                "name=n\ntopic=t\nwecom.corp.id=ww\nwecom.secret=${{env:NO_SUCH_VARIABLE}}\nwecom.private.keys.dir={keys}\n\
+                 wecom.private.keys=8:/none\n"
+            ),
         )
         .unwrap();
         let mut table = Vec::new();
-        assert!(!check(&CheckArgs { paths: vec![], config: Some(file) }, &mut table).unwrap());
+        assert_eq!(
+            check(&CheckArgs { paths: vec![], config: Some(file), worker: None }, &mut table).unwrap(),
+            Exit::Usage
+        );
         let table = String::from_utf8(table).unwrap();
         let row = |start: &str| table.lines().any(|line| line.trim_start().starts_with(start));
         assert!(row("7  PKCS#8") && row("8  –") && row("cannot be read"), "{table}");
+    }
+
+    #[test]
+    fn versions_are_compared_with_those_in_the_topics() {
+        let seen = |messages, dead_letters: &[(&str, u64)]| Seen {
+            messages,
+            dead_letters: dead_letters.iter().map(|&(reason, count)| (reason.to_owned(), count)).collect(),
+        };
+        // Versions of keys, what the topics have, whether it fits, and what is said.
+        type Row<'a> = (&'a [u32], Vec<(u32, Seen)>, bool, &'a str);
+        let rows: [Row<'_>; 6] = [
+            (&[8], vec![], true, "  none"),
+            (&[3], vec![(3, seen(7, &[]))], true, "version 3: 7 messages, 0 dead letters\n"),
+            (
+                &[8],
+                vec![(3, seen(0, &[("unknown_key_version", 9)]))],
+                false,
+                "version 3: 0 messages, 9 dead letters (9 unknown_key_version); there is NO KEY",
+            ),
+            (&[8], vec![(3, seen(0, &[("unknown_key_version", 9)]))], false, "version 8: none; is 8 what"),
+            (
+                &[3],
+                vec![(3, seen(0, &[("decrypt", 1), ("rsa", 8)]))],
+                false,
+                "(1 decrypt, 8 rsa); the key of this version does NOT FIT",
+            ),
+            (&[3], vec![(3, seen(7, &[("rsa", 1)]))], true, "version 3: 7 messages, 1 dead letters (1 rsa)\n"),
+        ];
+        for (versions, seen, fits, words) in rows {
+            let mut text = Vec::new();
+            let versions = versions.iter().copied().collect();
+            assert_eq!(compare(&versions, &seen.into_iter().collect(), &mut text).unwrap(), fits, "{words}");
+            let text = String::from_utf8(text).unwrap();
+            assert!(text.contains(words), "{words}: {text}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::Files;
 use crate::clock::Clock;
+use crate::config::Purpose;
 use crate::task::alteration::{Alteration, AlterationError, SourceOffset, StoredOffset, Target};
 use crate::worker::exit::Exit;
 
@@ -184,7 +185,11 @@ pub fn run(command: &Offsets, out: &mut impl Write) -> anyhow::Result<Exit> {
                 writeln!(out, "A worker was running, and has moved the offset before it was stopped:")?;
                 describe(&done, out)?;
             }
-            writeln!(out, "done: start the worker again")?;
+            writeln!(
+                out,
+                "done: start the worker again. One that still runs has lost its place: stop it first. By itself it ends, with 77, when it has \
+                 something to commit, and it keeps its port until then"
+            )?;
             if let Some(from) = &done.from {
                 writeln!(out, "back  {}", way_back(from.seq, files))?;
             }
@@ -224,7 +229,7 @@ fn way_back(seq: u64, files: &Files) -> String {
 }
 
 fn open(files: &Files, clock: Clock) -> Result<StoredOffset, Exit> {
-    match files.load() {
+    match files.load(Purpose::Kafka) {
         Ok((worker, connector)) => Ok(StoredOffset::of(&worker, &connector, clock)),
         Err(errors) => {
             eprintln!("{errors}");

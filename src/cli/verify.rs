@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::Files;
+use crate::config::Purpose;
 use crate::verify::{self, Scope, Storage, Verdict};
 use crate::worker::exit::Exit;
 
@@ -56,7 +57,8 @@ pub fn verify(args: &VerifyArgs, out: &mut impl Write) -> anyhow::Result<Exit> {
         eprintln!("--from-seq {} is above --to-seq {}", args.from_seq, args.to_seq);
         return Ok(Exit::Usage);
     }
-    let (worker, connector) = match args.files.load() {
+    let purpose = if args.storage == HowStorage::None { Purpose::Kafka } else { Purpose::KafkaAndStorage };
+    let (worker, connector) = match args.files.load(purpose) {
         Ok(loaded) => loaded,
         Err(errors) => {
             eprintln!("{errors}");

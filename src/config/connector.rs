@@ -11,10 +11,12 @@ use super::file::Map;
 use super::key::choices;
 use super::keys;
 use super::problem::{ConfigErrors, Warning};
+use super::purpose::Purpose;
 use super::reference::Providers;
 use super::storage::StorageConfig;
+use super::text;
 use super::topics::TopicCreation;
-use super::values::{Values, items};
+use super::values::{Effective, Values, items};
 
 choices! {
     /// What a record that cannot be opened does.
@@ -55,7 +57,7 @@ pub struct ConnectorConfig {
     pub name: String,
     /// The corp's id.
     pub corp_id: String,
-    /// The chat archive's secret.
+    /// The chat archive's secret. Empty where the file was not read to run it.
     pub secret: SecretString,
     /// The vendor's library, or `None` for the usual names.
     pub sdk_library: Option<PathBuf>,
@@ -123,6 +125,8 @@ pub struct ConnectorConfig {
     pub producer_override: Settings,
     /// librdkafka settings of this connector's consumers; none the guarantee rests on.
     pub consumer_override: Settings,
+    /// All of this as it may be shown.
+    pub effective: Effective,
 }
 
 const TOPIC_KEYS: [&str; 5] =
@@ -134,9 +138,19 @@ impl ConnectorConfig {
     /// # Errors
     /// Every problem at once.
     pub fn from_map(map: &Map, providers: Providers) -> Result<(Self, Vec<Warning>), ConfigErrors> {
-        let mut values = Values::read(keys::CONNECTOR, map, providers, keys::of_connect);
+        Self::from_map_for(map, providers, Purpose::Run)
+    }
+
+    pub(super) fn from_map_for(
+        map: &Map,
+        providers: Providers,
+        purpose: Purpose,
+    ) -> Result<(Self, Vec<Warning>), ConfigErrors> {
+        let mut values = Values::read(keys::CONNECTOR, map, providers, purpose, keys::of_connect);
         check_tasks(&mut values);
-        check_keys_given(&mut values);
+        if purpose.needs("wecom.private.keys") {
+            check_keys_given(&mut values);
+        }
         check_topics(&mut values);
         check_egress(&mut values);
         let producer_override = check_overrides(&mut values, Client::Producer, "producer.override.");
@@ -186,6 +200,7 @@ impl ConnectorConfig {
             topic_creation,
             producer_override,
             consumer_override,
+            effective: values.effective(),
         })
     }
 
@@ -303,6 +318,18 @@ pub(super) fn check_corp_id(id: &str) -> Result<(), String> {
     } else {
         Err("is no corp id: letters and digits, as 我的企业 in the admin console shows it".to_owned())
     }
+}
+
+/// The vendor's library puts the secret into a query as it is, and cuts it at `#` (measured): only what is itself
+/// there is right.
+pub(super) fn check_secret(secret: &str) -> Result<(), String> {
+    let is_unreserved = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~');
+    text::check_characters(secret, is_unreserved, "a secret of WeCom (letters, digits, - and _)")
+}
+
+/// Stores know keys of visible ASCII alone.
+pub(super) fn check_access_key(key: &str) -> Result<(), String> {
+    text::check_characters(key, |c| c.is_ascii_graphic(), "an access key (visible ASCII characters)")
 }
 
 pub(super) fn check_private_keys(text: &str) -> Result<(), String> {

@@ -20,7 +20,7 @@ pub(super) type Map = BTreeMap<String, String>;
 /// Reads a configuration file. It is JSON when its first character is `{`, else Java properties.
 pub(super) fn read(path: &Path) -> Result<(Map, Vec<Warning>), Vec<Problem>> {
     let text = read_text(path).map_err(|message| vec![Problem::of_file(message)])?;
-    if text.trim_start().starts_with('{') { json(&text) } else { Ok((properties(&text)?, Vec::new())) }
+    if text.trim_start().starts_with('{') { json(&text) } else { properties(&text) }
 }
 
 /// Reads a small UTF-8 file; a byte order mark is left out. The error is a sentence without the path.
@@ -46,13 +46,16 @@ pub(super) fn read_text(path: &Path) -> Result<String, String> {
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
-/// Parses Java properties: escapes, continued lines, `=`, `:` or blanks between key and value.
-pub(super) fn properties(text: &str) -> Result<Map, Vec<Problem>> {
+/// Parses Java properties: escapes, continued lines, `=`, `:` or blanks between key and value. Warns of backslashes
+/// that are lost, as in Java, where one was written for itself.
+pub(super) fn properties(text: &str) -> Result<(Map, Vec<Warning>), Vec<Problem>> {
+    let slips = backslash_slips(text);
     // The parser drops a last line that ends in a backslash; with an empty line behind it, the line counts.
     let text = format!("{text}\n\n");
     let mut map = Map::new();
     let mut lines = BTreeMap::new();
     let mut problems = Vec::new();
+    let mut warnings = Vec::new();
     for line in PropertiesIter::new_with_encoding(text.as_bytes(), encoding_rs::UTF_8) {
         let line = match line {
             Ok(line) => line,
@@ -71,9 +74,60 @@ pub(super) fn properties(text: &str) -> Result<Map, Vec<Problem>> {
             problems
                 .push(Problem::hidden(&key, format!("stands twice, in lines {first} and {number}; keep one of them")));
         }
+        let messages = slips.iter().filter(|(line, _)| *line == number).map(|(_, message)| message.clone());
+        warnings.extend(messages.map(|message| Warning { key: key.clone(), message }));
         map.insert(key, value);
     }
-    if problems.is_empty() { Ok(map) } else { Err(problems) }
+    if problems.is_empty() { Ok((map, warnings)) } else { Err(problems) }
+}
+
+/// Backslashes that were probably written for themselves: where the setting begins, and what becomes of it.
+fn backslash_slips(text: &str) -> Vec<(usize, String)> {
+    let mut slips = Vec::new();
+    let mut first = None;
+    for (number, line) in (1..).zip(text.lines()) {
+        let content = line.trim_start();
+        // A comment does not go on in the next line.
+        if first.is_none() && content.starts_with(['#', '!']) {
+            continue;
+        }
+        let is_setting = |rest: &str| rest.split_once('=').is_some_and(|(key, _)| is_key(key.trim_end()));
+        if let Some(first) = first
+            && content.len() == line.len()
+            && is_setting(line)
+        {
+            let message = format!(
+                "has line {number} as a part of it, because the line before ends in a backslash; write \\\\ for one that is meant"
+            );
+            slips.push((first, message));
+        }
+        let setting = *first.get_or_insert(number);
+        let (mut characters, mut goes_on, mut is_lost) = (content.chars(), false, false);
+        while let Some(character) = characters.next() {
+            if character == '\\' {
+                match characters.next() {
+                    None => goes_on = true,
+                    Some(escaped) => is_lost |= !"tnrfu\\:=#! ".contains(escaped),
+                }
+            }
+        }
+        if is_lost {
+            let message = format!(
+                "loses a backslash of line {number}, as in Java's properties; write \\\\ for each one that is meant"
+            );
+            slips.push((setting, message));
+        }
+        if !goes_on {
+            first = None;
+        }
+    }
+    slips
+}
+
+fn is_key(text: &str) -> bool {
+    text.contains('.') && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        || text == "name"
+        || text == "topic"
 }
 
 /// Parses a JSON connector: `{"name": …, "config": {…}}` as Connect's REST API takes it, or the flat object of its
@@ -237,7 +291,31 @@ mod tests {
         ];
         for (text, expected) in rows {
             let expected: Map = expected.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
-            assert_eq!(properties(text).unwrap(), expected, "{text:?}");
+            assert_eq!(properties(text).unwrap().0, expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_backslash_that_gets_lost_is_warned_of() {
+        // A file, and what is said of which key.
+        let rows: &[(&str, &[&str])] = &[
+            ("sasl.password=pass\\word\n", &["sasl.password: loses a backslash of line 1"]),
+            ("# \\q\na=1\nb=C:\\\\x\\y\n", &["b: loses a backslash of line 3"]),
+            ("a=one \\\n  t\\wo\n", &["a: loses a backslash of line 2"]),
+            ("a=\\\"x\\\"", &["a: loses a backslash of line 1"]),
+            ("a=Sesame\\\ntopic=t\n", &["a: has line 2 as a part of it"]),
+            ("a=Sesame\\\nwecom.secret = t\\\nb.c=1\n", &["a: has line 2 as a part", "a: has line 3 as a part"]),
+            ("a=c:\\\\x\\ty\\u0041\\n\\r\\f\\:\\=\\#\\!\\ ", &[]),
+            ("a=one\\\n   b.c=two\n", &[]),
+            ("# a\\\nb.c=1\n", &[]),
+        ];
+        for (text, expected) in rows {
+            let (_, warnings) = properties(text).unwrap();
+            let found: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+            assert_eq!(found.len(), expected.len(), "{text:?}: {found:?}");
+            for (found, expected) in found.iter().zip(*expected) {
+                assert!(found.starts_with(expected) && !found.contains("Sesame"), "{text:?}: {found}");
+            }
         }
     }
 
@@ -298,7 +376,7 @@ mod tests {
                 writer.write(key, value).unwrap();
             }
             writer.finish().unwrap();
-            prop_assert_eq!(properties(&String::from_utf8(bytes).unwrap()).unwrap(), map);
+            prop_assert_eq!(properties(&String::from_utf8(bytes).unwrap()).unwrap().0, map);
         }
 
         /// No text makes the parsers panic.

@@ -39,7 +39,7 @@ pub(super) const WORKER: &[Key] = &[
         .or("-1").low().check(topics::check_not_zero),
     Key::new("topic.creation.enable", Kind::Boolean, CLUSTER, "Whether missing topics are made. With `false` they must be there before the start.")
         .or("true"),
-    Key::new("listeners", Kind::String, WORKER_GROUP, "Address of the HTTP server for metrics and health, as `http://host:port` or `https://host:port` with an IP address or `localhost`; `http://:8083` listens everywhere, port 0 takes any free port, and an empty value starts no server. On any address but a loopback one the worker starts only with `rest.bearer.token.file`, `rest.basic.credentials` or `rest.insecure=true`.")
+    Key::new("listeners", Kind::String, WORKER_GROUP, "Address of the HTTP server for metrics and health, as `http://host:port` or `https://host:port` with an IP address or `localhost`; `http://:8083` listens on every address, IPv4 and IPv6, port 0 takes any free port, and an empty value starts no server. On any address but a loopback one the worker starts only with `rest.bearer.token.file`, `rest.basic.credentials` or `rest.insecure=true`.")
         .or("http://127.0.0.1:8083").high().check(listener::check_address),
     Key::new("listeners.https.ssl.certificate.location", Kind::Path, WORKER_GROUP, "Certificate chain for an `https://` listener, as a PEM file. It is read again when it changes, with the key."),
     Key::new("listeners.https.ssl.key.location", Kind::Path, WORKER_GROUP, "Private key of that certificate, as a PEM file, not encrypted."),
@@ -87,10 +87,10 @@ pub(super) const CONNECTOR: &[Key] = &[
     Key::new("wecom.corp.id", Kind::String, WECOM, "The corp's id, from 我的企业 in the admin console.")
         .required().check(connector::check_corp_id),
     Key::new("wecom.secret", Kind::Password, WECOM, "The secret of the chat archive (管理工具 → 会话内容存档), not that of an application. Give it by reference: `${env:WECOM_SECRET}`.")
-        .required(),
+        .required().check(connector::check_secret),
     Key::new("wecom.private.keys", Kind::List, WECOM, "Private RSA keys by version, as `1:/path/one.pem,2:/path/two.pem`. The version is the one the admin console shows for the public key. PKCS#1 and PKCS#8 PEM, not encrypted.")
         .high().check(connector::check_private_keys),
-    Key::new("wecom.private.keys.dir", Kind::Path, WECOM, "Folder with private RSA keys whose file names end in their version: `3.pem`, `v3.pem`, `private_key_3.pem`. New files are found without a restart.")
+    Key::new("wecom.private.keys.dir", Kind::Path, WECOM, "Folder with private RSA keys, each named after its version: `private_key_3.pem`, `v3.pem` or `3.pem`, also with `.key` or nothing in place of `.pem`. A private key with another name is not used, and warned of. New files are found without a restart.")
         .high(),
     Key::new("wecom.sdk.library", Kind::Path, WECOM, "The vendor's library, `libWeWorkFinanceSdk_C.so`. When absent, the usual names are looked for where the loader looks.")
         .high(),
@@ -159,9 +159,9 @@ pub(super) const CONNECTOR: &[Key] = &[
         .high().check(connector::check_endpoint),
     Key::new("storage.region", Kind::String, STORAGE, "Region, for `s3`. When absent and an endpoint is given, `us-east-1`."),
     Key::new("storage.access.key.id", Kind::String, STORAGE, "Id of the access key (the account's name for `azblob`). When absent, the service's usual sources are asked (environment, instance role).")
-        .high(),
+        .high().check(connector::check_access_key),
     Key::new("storage.secret.access.key", Kind::Password, STORAGE, "Secret of the access key; for `gcs`, the service account's JSON in base64.")
-        .high(),
+        .high().check(connector::check_access_key),
     Key::new("storage.ca.file", Kind::Path, STORAGE, "Certificates in PEM that are trusted beside the system's as the service is reached: for an endpoint whose certificate a private authority has signed."),
     Key::new("storage.checksum", Kind::Enum(Checksum::NAMES), STORAGE, "Checksum that goes with each object and part, for `s3`: `crc32c`, which buckets with Object Lock ask for, or `none`, for a service that refuses it.")
         .or("crc32c").low(),

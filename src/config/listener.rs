@@ -1,6 +1,6 @@
 //! Where the worker answers HTTP, and to whom.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use secrecy::SecretString;
@@ -18,7 +18,7 @@ const INSECURE: &str = "rest.insecure";
 /// A checked listener: on an address that others reach, it asks who they are, or is told not to.
 #[derive(Debug, Clone)]
 pub struct Listener {
-    /// Port 0 is any free one.
+    /// Port 0 is any free one. `[::]` is every address of both families.
     pub address: SocketAddr,
     /// Certificate chain and private key, as PEM files; `None` is HTTP in the clear.
     pub tls: Option<(PathBuf, PathBuf)>,
@@ -106,7 +106,7 @@ fn parse(text: &str) -> Result<(Scheme, SocketAddr), String> {
         return Ok((scheme, address));
     }
     match address.rsplit_once(':').map(|(host, port)| (host, port.parse())) {
-        Some(("", Ok(port))) => Ok((scheme, SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port))),
+        Some(("", Ok(port))) => Ok((scheme, SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port))),
         Some(("localhost", Ok(port))) => Ok((scheme, SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))),
         _ => Err(
             "must be http://host:port or https://host:port with an IP address or localhost, and a port from 0 to 65535"
@@ -143,11 +143,12 @@ mod tests {
             ("http://10.0.0.1:8083", &[], Err("listeners"), 0),
             ("http://[::]:8083", &[], Err("listeners"), 0),
             ("http://:8083", &[("rest.insecure", "false")], Err("listeners"), 0),
-            ("http://:8083", &[INSECURE], Ok("0.0.0.0:8083"), 0),
-            ("http://:8083", &[TOKEN], Ok("0.0.0.0:8083"), 1),
-            ("http://:8083", &[CREDENTIALS], Ok("0.0.0.0:8083"), 1),
+            ("http://:8083", &[INSECURE], Ok("[::]:8083"), 0),
+            ("http://0.0.0.0:8083", &[INSECURE], Ok("0.0.0.0:8083"), 0),
+            ("http://:8083", &[TOKEN], Ok("[::]:8083"), 1),
+            ("http://:8083", &[CREDENTIALS], Ok("[::]:8083"), 1),
             ("http://:8083", &[("rest.basic.credentials", "prometheus")], Err("rest.basic.credentials"), 0),
-            ("https://:8083", &[TOKEN, CERTIFICATE, KEY], Ok("0.0.0.0:8083"), 0),
+            ("https://:8083", &[TOKEN, CERTIFICATE, KEY], Ok("[::]:8083"), 0),
             ("https://:8083", &[CERTIFICATE, KEY], Err("listeners"), 0),
             ("https://127.0.0.1:8083", &[CERTIFICATE, KEY], Ok("127.0.0.1:8083"), 0),
             ("https://127.0.0.1:8083", &[KEY], Err(CERTIFICATE.0), 0),

@@ -42,12 +42,13 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A key is the file's to choose, and so is a reference in a message: neither may end the line or reach a terminal as an escape.
+/// A key is the file's to choose, and so is a reference in a message: neither may end the line, reach a terminal as an
+/// escape, or have in it what a reader does not see.
 fn write_line(f: &mut fmt::Formatter<'_>, line: fmt::Arguments<'_>) -> fmt::Result {
     use fmt::Write;
-    line.to_string()
-        .chars()
-        .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
+    line.to_string().chars().try_for_each(|c| {
+        if super::text::is_invisible(c) { write!(f, "{}", c.escape_unicode()) } else { f.write_char(c) }
+    })
 }
 
 /// All that is wrong with one configuration; displayed one problem or warning a line.

@@ -36,6 +36,25 @@ pub(super) struct Resolved {
     pub value: String,
     /// True when any part came through a reference: then the value is not to be shown, whatever its key.
     pub referenced: bool,
+    /// What is odd about a reference, as a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// What one reference stands for.
+struct Found {
+    value: String,
+    warnings: Vec<String>,
+}
+
+impl From<String> for Found {
+    fn from(value: String) -> Self {
+        Self { value, warnings: Vec::new() }
+    }
+}
+
+/// A file or a program's output ends in a line break more often than not; as in a shell, that is no part of the value.
+fn without_last_line_break(text: String) -> Found {
+    text.trim_end_matches(['\n', '\r']).to_owned().into()
 }
 
 /// Resolves all references in a value. What a reference yields is taken as it is, never resolved again. In a `secret`
@@ -47,6 +66,7 @@ pub(super) fn resolve(text: &str, secret: bool, providers: Providers) -> Result<
     let mut value = String::new();
     let mut rest = text;
     let mut referenced = false;
+    let mut warnings = Vec::new();
     while let Some(start) = rest.find("${") {
         value.push_str(&rest[..start]);
         let inner = &rest[start + 2..];
@@ -58,51 +78,57 @@ pub(super) fn resolve(text: &str, secret: bool, providers: Providers) -> Result<
         if !NAMES.contains(&provider) {
             let what = if secret { "a reference".to_owned() } else { format!("${{{reference}}}") };
             return Err(format!(
-                "has {what} of no known provider; there are {}; a literal \"${{\" must come through one of them",
+                "has {what} of no known provider; there are {}: for the variable NAME write ${{env:NAME}}; a literal \"${{\" must come \
+                 through one of them",
                 NAMES.join(", ")
             ));
         }
         // An argument of a program can be half a secret.
         let shown = reference.split_once(' ').map_or_else(|| reference.to_owned(), |(first, _)| format!("{first} …"));
         let shown = if provider == "exec" { &shown } else { reference };
-        value.push_str(&lookup(reference, providers).map_err(|message| format!("${{{shown}}} {message}"))?);
+        let found = lookup(reference, providers).map_err(|message| format!("${{{shown}}} {message}"))?;
+        value.push_str(&found.value);
+        warnings.extend(found.warnings.iter().map(|message| format!("comes by ${{{shown}}}, which {message}")));
         referenced = true;
         rest = &inner[end + 1..];
     }
     value.push_str(rest);
-    Ok(Resolved { value, referenced })
+    Ok(Resolved { value, referenced, warnings })
 }
 
 const NAMES: [&str; 4] = ["env", "file", "dir", "exec"];
 
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads ${env:…}")]
-fn lookup(reference: &str, providers: Providers) -> Result<String, String> {
+fn lookup(reference: &str, providers: Providers) -> Result<Found, String> {
     let (provider, place) = reference.split_once(':').unwrap_or((reference, ""));
     match provider {
         "env" => match std::env::var(place) {
-            Ok(value) => Ok(value),
+            Ok(value) => Ok(value.into()),
             Err(std::env::VarError::NotPresent) => Err("is not set; export the variable to this process".to_owned()),
             Err(std::env::VarError::NotUnicode(_)) => Err("is not UTF-8; set the variable to UTF-8 text".to_owned()),
         },
         "file" => {
             let (path, key) = place.rsplit_once(':').ok_or("is incomplete; write ${file:/path:key}")?;
-            let mut map = file::properties(&file::read_text(Path::new(path))?).map_err(|_| {
+            let (mut map, warnings) = file::properties(&file::read_text(Path::new(path))?).map_err(|_| {
                 // The problems of that file are not repeated: they could quote it.
                 "does not name a valid properties file; it needs lines of key=value, each key once".to_owned()
             })?;
-            map.remove(key).ok_or_else(|| "names a key that is not in the file; add it, or correct the key".to_owned())
+            let value = map.remove(key);
+            let value = value.ok_or("names a key that is not in the file; add it, or correct the key")?;
+            let warnings = warnings.into_iter().filter(|it| it.key == key).map(|it| it.message).collect();
+            Ok(Found { value, warnings })
         }
         "dir" => {
             let (path, name) = place.rsplit_once(':').ok_or("is incomplete; write ${dir:/path:file}")?;
             if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\\']) {
                 return Err("must name a file directly in the folder".to_owned());
             }
-            file::read_text(&Path::new(path).join(name))
+            file::read_text(&Path::new(path).join(name)).map(without_last_line_break)
         }
         "exec" if !providers.exec => {
             Err(format!("would run a program, which is off; set {EXEC_KEY}=true in the worker's file to allow it"))
         }
-        "exec" => command::output(place, EXEC_TIMEOUT),
+        "exec" => command::output(place, EXEC_TIMEOUT).map(without_last_line_break),
         _ => Err("is of no known provider".to_owned()),
     }
 }
@@ -115,7 +141,8 @@ mod tests {
     fn references_are_resolved_or_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_str().unwrap();
-        std::fs::write(folder.path().join("s.properties"), "wecom=Sesame\nnested=${env:PATH}\n").unwrap();
+        std::fs::write(folder.path().join("s.properties"), "wecom=Sesame\nnested=${env:PATH}\nslip=Open\\ \\sesame\n")
+            .unwrap();
         std::fs::write(folder.path().join("twice"), "Hidden=1\nHidden=2\n").unwrap();
         std::fs::write(folder.path().join("token"), "Open\n").unwrap();
         // Cargo sets this one for every test.
@@ -125,25 +152,31 @@ mod tests {
         let good = [
             ("plain $5 {x}".to_owned(), "plain $5 {x}".to_owned()),
             (format!("${{file:{path}/s.properties:wecom}}"), "Sesame".to_owned()),
-            (format!("${{dir:{path}:token}}"), "Open\n".to_owned()),
+            (format!("${{dir:{path}:token}}"), "Open".to_owned()),
+            (format!("u:${{dir:{path}:token}}:p"), "u:Open:p".to_owned()),
+            (format!("${{file:{path}/s.properties:slip}}"), "Open sesame".to_owned()),
             (
                 format!("a-${{env:CARGO_PKG_VERSION}}-${{file:{path}/s.properties:wecom}}-z"),
                 format!("a-{version}-Sesame-z"),
             ),
             (format!("${{file:{path}/s.properties:nested}}"), "${env:PATH}".to_owned()),
-            ("${exec:/bin/echo Sesame}".to_owned(), "Sesame\n".to_owned()),
+            ("${exec:/bin/echo Sesame}".to_owned(), "Sesame".to_owned()),
         ];
         for (text, expected) in good {
             let resolved = resolve(&text, false, allowed).unwrap();
             assert_eq!(resolved.value, expected);
             assert_eq!(resolved.referenced, text.contains("${"));
+            assert_eq!(resolved.warnings.len(), usize::from(text.contains(":slip}")), "{:?}", resolved.warnings);
+            assert!(
+                resolved.warnings.iter().all(|it| it.contains("loses a backslash of line 3") && !it.contains("Open"))
+            );
         }
 
         let bad = [
             ("${env:WECOM_NO_SUCH_VARIABLE}".to_owned(), "is not set"),
             ("${env:}".to_owned(), "is not set"),
             ("${vault:a:b}".to_owned(), "there are env, file, dir, exec"),
-            ("${topic}".to_owned(), "there are env, file, dir, exec"),
+            ("${topic}".to_owned(), "there are env, file, dir, exec: for the variable NAME write ${env:NAME}"),
             ("${env:PATH".to_owned(), "without \"}\""),
             ("${file:/etc/passwd}".to_owned(), "is incomplete"),
             (format!("${{file:{path}/none:k}}"), "no such file"),

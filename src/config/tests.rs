@@ -103,6 +103,50 @@ fn connector_rows() {
         (&[("name", " ")], Some(("name", "is required"))),
         (&[("wecom.corp.id", "ww/../x")], Some(("wecom.corp.id", "no corp id"))),
         (&[("wecom.secret", "")], Some(("wecom.secret", "is required"))),
+        (&[("wecom.secret", " Sesame_-\n")], None),
+        (&[("wecom.secret", "'Sesame'")], Some(("wecom.secret", "quotes"))),
+        (&[("wecom.secret", "\"Sesame\"")], Some(("wecom.secret", "quotes"))),
+        (&[("wecom.secret", "Sesame\u{200b}")], Some(("wecom.secret", "U+200B) as character 7"))),
+        (&[("wecom.secret", "\u{feff}Sesame")], Some(("wecom.secret", "U+FEFF) as character 1"))),
+        (&[("wecom.secret", "Ses ame")], Some(("wecom.secret", "as character 4"))),
+        (&[("wecom.secret", "abc#def")], Some(("wecom.secret", "as character 4"))),
+        (&[("wecom.secret", "ＳＥＳ")], Some(("wecom.secret", "as character 1"))),
+        (&[("wecom.secret", "$WECOM_SECRET")], Some(("wecom.secret", "write ${env:NAME}"))),
+        (&[("wecom.secret", "${WECOM_SECRET}")], Some(("wecom.secret", "write ${env:NAME}"))),
+        (&[("wecom.corp.id", "ww1\u{ad}")], Some(("wecom.corp.id", "soft hyphen"))),
+        (&[("wecom.corp.id", "\"ww1\"")], Some(("wecom.corp.id", "quotes"))),
+        (&[("topic", "'chat'")], Some(("topic", "quotes"))),
+        (&[("topic", "chat\u{202e}")], Some(("topic", "direction of writing"))),
+        (&[("wecom.private.keys.dir", "/keys\u{200d}")], Some(("wecom.private.keys.dir", "zero width joiner"))),
+        (&[("storage.path", "~/media")], Some(("storage.path", "write the whole path"))),
+        (&[("storage.path", "$HOME/media")], Some(("storage.path", "write the whole path"))),
+        (&[("poll.interval.ms", "1000\u{a0}1")], Some(("poll.interval.ms", "U+00A0) as character 5"))),
+        (&[("tasks.max", "\"2\"")], Some(("tasks.max", "quotes"))),
+        (
+            &[
+                ("storage.type", "s3"),
+                ("storage.bucket", "b"),
+                ("storage.region", "r"),
+                ("storage.access.key.id", "a\u{200b}"),
+                ("storage.secret.access.key", "x"),
+            ],
+            Some(("storage.access.key.id", "as character 2")),
+        ),
+        (
+            &[
+                ("storage.type", "s3"),
+                ("storage.bucket", "b"),
+                ("storage.region", "r"),
+                ("storage.access.key.id", "a"),
+                ("storage.secret.access.key", "x é"),
+            ],
+            Some(("storage.secret.access.key", "as character 2")),
+        ),
+        (
+            &[("producer.override.sasl.password", "x\u{feff}")],
+            Some(("producer.override.sasl.password", "byte order mark")),
+        ),
+        (&[("producer.override.ssl.ca.location", "~/ca.pem")], None),
         (&[("tasks.max", "1")], Some(("tasks.max", "media.enable=false"))),
         (&[("tasks.max", "1"), ("media.enable", "false")], None),
         (&[("tasks.max", "1"), ("media.enable", "TRUE")], Some(("tasks.max", "at least 2"))),
@@ -234,6 +278,57 @@ fn topics_that_would_be_made_to_forget_are_warned_of() {
 }
 
 #[test]
+fn what_a_password_can_be_by_chance_is_warned_of() {
+    for (value, words) in [("\"Sesame\"", "quotes"), ("$Sesame", "variable"), ("%SESAME%", "variable")] {
+        for key in ["wecom.proxy.password", "consumer.override.sasl.password"] {
+            let (_, warnings) = connector_with(&[(key, value)]).unwrap();
+            let texts: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+            assert!(texts.len() == 1 && texts[0].starts_with(key) && texts[0].contains(words), "{value}: {texts:?}");
+            assert!(!texts[0].to_lowercase().contains("sesame"), "{texts:?}");
+        }
+    }
+    let (_, warnings) = connector_with(&[("wecom.proxy.password", "u:pa$$\"wo#rd 密码")]).unwrap();
+    assert_eq!(warnings, []);
+    let (_, warnings) = connector_with(&[("wecom.se\u{200b}cret", "x")]).unwrap();
+    assert!(warnings[0].to_string().starts_with("wecom.se\\u{200b}cret: is not known"), "{}", warnings[0]);
+}
+
+#[test]
+fn a_command_asks_for_what_it_uses_alone() {
+    // What a running connector alone uses, wrong or not to be had; and what storage alone uses.
+    let of_running = [
+        ("wecom.secret", "${env:NO_SUCH_VARIABLE}"),
+        ("wecom.private.keys", "wrong"),
+        ("wecom.private.keys.dir", "${env:NO_SUCH_VARIABLE}"),
+        ("wecom.sdk.library", "a\u{7}"),
+        ("wecom.proxy", "ftp://x"),
+        ("wecom.proxy.password", "${file:/none:x}"),
+        ("sdk.egress.ca.file", "a\u{7}"),
+    ];
+    let of_storage = [("storage.type", "s3"), ("storage.secret.access.key", "${env:NO_SUCH_VARIABLE}")];
+    let read = |rows: &[(&str, &str)], purpose| {
+        let mut all = map(&[("name", "archive"), ("topic", "chat"), ("wecom.corp.id", "wwcorp")]);
+        all.extend(map(rows));
+        ConnectorConfig::from_map_for(&all, Providers::default(), purpose).map(|(config, _)| config)
+    };
+    let both = [&of_running[..], &of_storage].concat();
+    assert_eq!(read(&both, Purpose::Run).unwrap_err().problems.len(), 10);
+    let config = read(&both, Purpose::Kafka).unwrap();
+    assert_eq!((config.topic.as_str(), config.secret.expose_secret(), config.private_keys_dir), ("chat", "", None));
+    assert!(read(&of_running, Purpose::KafkaAndStorage).is_ok() && read(&both, Purpose::KafkaAndStorage).is_err());
+    assert!(read(&[("topic", "a b")], Purpose::Kafka).is_err());
+    assert!(read(&[("wecom.private.keys", "3:/k")], Purpose::KafkaAndKeys).unwrap().private_keys == [(3, "/k".into())]);
+    assert!(read(&[], Purpose::KafkaAndKeys).is_err(), "no keys to look at");
+
+    let worker = map(&[
+        ("bootstrap.servers", "a:1"),
+        ("listeners", "http://:8083"),
+        ("rest.basic.credentials", "${env:NO_SUCH_VARIABLE}"),
+    ]);
+    assert!(WorkerConfig::from_map(&worker).is_err() && WorkerConfig::from_map_for(&worker, Purpose::Kafka).is_ok());
+}
+
+#[test]
 fn a_secret_is_in_no_error_and_no_debug() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("s"), "Open Sesame\u{7}").unwrap();
@@ -275,6 +370,14 @@ fn a_secret_is_in_no_error_and_no_debug() {
     .unwrap();
     assert_eq!(config.storage.options["secret_access_key"], "Sesame");
     assert!(!format!("{config:?}").contains("Sesame"));
+    // Nor in what the log tells of the configuration that counts.
+    let shown = config.effective.to_string();
+    assert!(!shown.contains("Sesame"), "{shown}");
+    for part in
+        ["wecom.secret=[hidden]", "storage.secret.access.key=[hidden]", "topic=\"chat\"", "poll.interval.ms=\"1000\""]
+    {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
 }
 
 #[test]

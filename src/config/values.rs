@@ -1,6 +1,7 @@
 //! From a map of strings to checked values, by the table of keys.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use secrecy::SecretString;
@@ -9,7 +10,9 @@ use super::clients::{Settings, looks_secret};
 use super::file::Map;
 use super::key::{Default, Key, Kind};
 use super::problem::{ConfigErrors, Problem, Warning};
+use super::purpose::Purpose;
 use super::reference::{self, Providers};
+use super::text;
 
 /// The checked values of one configuration, with all problems found so far.
 pub(super) struct Values {
@@ -27,12 +30,13 @@ struct Text {
 }
 
 impl Values {
-    /// Resolves and checks every value of `map`. Unknown keys become warnings; `elsewhere` says what to tell of those
-    /// that Kafka Connect knows and this program has no use for.
+    /// Resolves and checks every value of `map` that is needed. Unknown keys become warnings; `elsewhere` says what to
+    /// tell of those that Kafka Connect knows and this program has no use for.
     pub fn read(
         keys: &'static [Key],
         map: &Map,
         providers: Providers,
+        purpose: Purpose,
         elsewhere: fn(&str) -> Option<&'static str>,
     ) -> Self {
         let mut values = Self { keys, texts: BTreeMap::new(), problems: Vec::new(), warnings: Vec::new() };
@@ -43,6 +47,9 @@ impl Values {
                 values.warnings.push(Warning { key: name.clone(), message });
                 continue;
             };
+            if !purpose.needs(name) {
+                continue;
+            }
             let secret = key.kind == Kind::Password || looks_secret(name);
             let resolved = match reference::resolve(written, secret, providers) {
                 Ok(resolved) => resolved,
@@ -60,18 +67,26 @@ impl Values {
             if value.is_empty() && key.prefix().is_none() {
                 continue;
             }
-            if let Err(message) = check(key, name, value) {
+            values.warn(name, resolved.warnings);
+            if let Err(message) = check(key, name, value, secret) {
                 values.problems.push(Problem { key: Some(name.clone()), value: shown, message });
                 wrong.push(name.as_str());
                 continue;
             }
+            if secret && let Some(slip) = text::slip(value) {
+                values.warn(name, vec![format!("{slip}, unless it is meant so")]);
+            }
             values.texts.insert(name.clone(), Text { value: value.to_owned(), shown });
         }
-        values.fill_defaults(map, &wrong);
+        values.fill_defaults(map, &wrong, purpose);
         values
     }
 
-    fn fill_defaults(&mut self, map: &Map, wrong: &[&str]) {
+    fn warn(&mut self, name: &str, messages: Vec<String>) {
+        self.warnings.extend(messages.into_iter().map(|message| Warning { key: name.to_owned(), message }));
+    }
+
+    fn fill_defaults(&mut self, map: &Map, wrong: &[&str], purpose: Purpose) {
         for key in self.keys.iter().filter(|key| key.prefix().is_none()) {
             if self.texts.contains_key(key.name) || wrong.contains(&key.name) {
                 continue;
@@ -82,6 +97,7 @@ impl Values {
                 Default::Value(value) => Some(value.to_owned()),
                 Default::Derived { key: other, suffix } => self.text(other).map(|value| format!("{value}{suffix}")),
                 Default::Absent => None,
+                Default::Required if !purpose.needs(key.name) => None,
                 Default::Required => {
                     self.problems.push(Problem::hidden(key.name, format!("is required; {}", key.summary())));
                     None
@@ -171,8 +187,14 @@ impl Checked<'_> {
         from_name(self.present(name)).unwrap_or_else(|| unreachable!("the table lists the names of {name}"))
     }
 
+    /// Empty where the purpose does not need it.
     pub fn secret(&self, name: &str) -> SecretString {
-        self.present(name).into()
+        self.0.text(name).unwrap_or_default().into()
+    }
+
+    /// Every value, as it may be shown.
+    pub fn effective(&self) -> Effective {
+        Effective(self.0.texts.iter().map(|(name, text)| (name.clone(), text.shown.clone())).collect())
     }
 
     pub fn optional(&self, name: &str) -> Option<&str> {
@@ -188,6 +210,24 @@ impl Checked<'_> {
     }
 }
 
+/// A configuration as it counts, given or by default, each value as it may be shown: never a secret, and the reference
+/// itself where it came by one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effective(Vec<(String, Option<String>)>);
+
+impl fmt::Display for Effective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, shown)) in self.0.iter().enumerate() {
+            let separator = if index > 0 { " " } else { "" };
+            match shown {
+                Some(shown) => write!(f, "{separator}{name}={shown:?}")?,
+                None => write!(f, "{separator}{name}=[hidden]")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The items of a list as written.
 pub(super) fn items(text: &str) -> Vec<&str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect()
@@ -200,7 +240,12 @@ fn find(keys: &'static [Key], name: &str) -> Option<&'static Key> {
     })
 }
 
-fn check(key: &Key, name: &str, value: &str) -> Result<(), String> {
+fn check(key: &Key, name: &str, value: &str, secret: bool) -> Result<(), String> {
+    text::check_visible(value, name.ends_with(".pem"))?;
+    let slip = if key.kind == Kind::Path { text::slip_of_path(value) } else { None };
+    if let Some(slip) = slip.or_else(|| text::slip(value)).filter(|_| !secret) {
+        return Err(slip);
+    }
     match key.kind {
         Kind::Int { min, max } => check_number(value, min, max, "a whole number")?,
         Kind::DurationMs { min, max } => check_number(value, min, max, "a whole number of milliseconds")?,
@@ -210,14 +255,7 @@ fn check(key: &Key, name: &str, value: &str) -> Result<(), String> {
         Kind::Enum(names) if !names.contains(&value) => {
             return Err(format!("must be one of {}", names.join(", ")));
         }
-        Kind::String | Kind::List | Kind::Boolean | Kind::Enum(_) | Kind::Password | Kind::Path => {
-            // A control character in a name, path or password is a slip, and an injection where it reaches a header or log.
-            // Only PEM has lines.
-            let line_break = |c: char| name.ends_with(".pem") && matches!(c, '\n' | '\r');
-            if value.chars().any(|c| c.is_control() && !line_break(c)) {
-                return Err("has a control character in it (a line break or tab?); remove it".to_owned());
-            }
-        }
+        Kind::String | Kind::List | Kind::Boolean | Kind::Enum(_) | Kind::Password | Kind::Path => {}
     }
     key.check.map_or(Ok(()), |check| check(value))
 }

@@ -6,8 +6,9 @@ use super::key::choices;
 use super::keys;
 use super::listener::Listener;
 use super::problem::{ConfigErrors, Warning};
+use super::purpose::Purpose;
 use super::reference::Providers;
-use super::values::{Values, items};
+use super::values::{Effective, Values, items};
 
 choices! {
     /// How log lines are written.
@@ -46,6 +47,8 @@ pub struct WorkerConfig {
     pub task_progress_timeout_ms: u64,
     /// Pass-through settings of librdkafka.
     pub clients: ClientSettings,
+    /// All of this as it may be shown.
+    pub effective: Effective,
 }
 
 impl WorkerConfig {
@@ -59,7 +62,11 @@ impl WorkerConfig {
     /// # Errors
     /// Every problem at once.
     pub fn from_map(map: &Map) -> Result<(Self, Vec<Warning>), ConfigErrors> {
-        let mut values = Values::read(keys::WORKER, map, Providers::of(map), keys::of_connect);
+        Self::from_map_for(map, Purpose::Run)
+    }
+
+    pub(super) fn from_map_for(map: &Map, purpose: Purpose) -> Result<(Self, Vec<Warning>), ConfigErrors> {
+        let mut values = Values::read(keys::WORKER, map, Providers::of(map), purpose, keys::of_connect);
         let settings: Vec<_> = values.family_texts();
         for (name, value) in &settings {
             if let Err(message) = keys::check_client_setting(name, value) {
@@ -80,6 +87,7 @@ impl WorkerConfig {
             task_shutdown_graceful_timeout_ms: values.int("task.shutdown.graceful.timeout.ms"),
             task_progress_timeout_ms: values.int("task.progress.timeout.ms"),
             clients: client_settings(&settings),
+            effective: values.effective(),
         })
     }
 }

@@ -265,7 +265,8 @@ impl SdkClient {
             let mut answers = self.call(host, function, request).await?;
             Ok((self.next_answer(host, function, timeout, &mut answers).await?, answers.number))
         };
-        let (response, call) = answer.await.inspect_err(|death: &Death| self.0.metrics.sdk_call(function, death.kind()))?;
+        let (response, call) =
+            answer.await.inspect_err(|death: &Death| self.0.metrics.sdk_call(function, death.kind()))?;
         self.0.losses.store(0, Ordering::Relaxed);
         match response {
             Response::ChatData(_) => {}

@@ -4,6 +4,7 @@
 //! are in the order of `seq`. Whatever goes wrong ends the run; the next run starts from the committed offset, so that a page
 //! is either wholly visible with its offset, or pulled again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,7 +91,14 @@ async fn start<'a>(
     context.metrics.lag.resumed(seq, delivered_until_ms, context.now_ms());
     // This start is counted already.
     context.page_limit.resume(page_limit, vain_starts.saturating_sub(1));
-    let mut run = Run { context, status, batch_bytes: topics.batch_bytes(), writer, notices: Vec::new() };
+    let mut run = Run {
+        context,
+        status,
+        batch_bytes: topics.batch_bytes(),
+        writer,
+        notices: Vec::new(),
+        unopened: Unopened::default(),
+    };
     notices.into_iter().for_each(|notice| run.notice(notice));
     Ok((topics, run, offset))
 }
@@ -149,6 +157,7 @@ struct Run<'a> {
     writer: SourceWriter<Kafka<'a>>,
     /// What must be known of this run.
     notices: Vec<String>,
+    unopened: Unopened,
 }
 
 impl Run<'_> {
@@ -162,6 +171,7 @@ impl Run<'_> {
                 for &msgtime_ms in &page.msgtimes_ms {
                     metrics.delivered(msgtime_ms);
                 }
+                self.note_unopened(page.msgtimes_ms.len(), &page.dead_letters);
                 for reason in page.dead_letters {
                     metrics.dead_letter(reason);
                 }
@@ -183,6 +193,9 @@ impl Run<'_> {
                 return Err(TaskError::Intolerable(reason));
             }
             self.status.progress();
+            if let Some(reason) = self.unopened.reason() {
+                self.status.degraded(reason);
+            }
             if page.is_held {
                 self.status.condition(
                     "WeCom answers records without a seq, and none with one: they are delivered as soon as a newer record comes.",
@@ -190,6 +203,17 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    fn note_unopened(&mut self, messages: usize, dead_letters: &[&'static str]) {
+        let was_told = self.unopened.reason().is_some();
+        self.unopened.note(messages, dead_letters);
+        let connector = &self.context.config.name;
+        match self.unopened.reason() {
+            Some(reason) if !was_told => tracing::error!(connector, "{reason}"),
+            None if was_told => tracing::info!(connector, "records become messages again"),
+            _ => {}
+        }
     }
 
     /// Loud, and never silent: the records before this page may be lost.
@@ -271,6 +295,47 @@ impl Run<'_> {
     }
 }
 
+/// Dead letters that no message came between: of one key that is wrong, or of all. Pages go on all the same, so
+/// nothing else shows it.
+#[derive(Debug, Default)]
+struct Unopened {
+    has_published: bool,
+    /// Since the last message, by reason.
+    reasons: BTreeMap<&'static str, u64>,
+}
+
+/// So many dead letters in a row are no accident, where messages came before.
+const UNOPENED_MIN: u64 = 50;
+
+impl Unopened {
+    /// Takes what became of a page.
+    fn note(&mut self, messages: usize, dead_letters: &[&'static str]) {
+        if messages > 0 {
+            self.has_published = true;
+            self.reasons.clear();
+            return;
+        }
+        for reason in dead_letters {
+            *self.reasons.entry(reason).or_default() += 1;
+        }
+    }
+
+    /// What the status says, if there is something to say.
+    fn reason(&self) -> Option<String> {
+        let count: u64 = self.reasons.values().sum();
+        if count == 0 || self.has_published && count < UNOPENED_MIN {
+            return None;
+        }
+        let reasons: Vec<String> = self.reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        let reasons = reasons.join(", ");
+        let since = if self.has_published { "the last message" } else { "this start" };
+        Some(format!(
+            "Every record since {since} has become a dead letter, none a message ({reasons}). Compare keys and versions: wecom-connector \
+             keys check --config CONNECTOR --worker WORKER. Then replay the dead letters."
+        ))
+    }
+}
+
 fn task_error(context: &ConnectorContext, error: WriteError) -> TaskError {
     match error {
         WriteError::Commit(error) => error.into(),
@@ -329,5 +394,37 @@ impl Surroundings for Kafka<'_> {
 
     fn now_ms(&self) -> i64 {
         self.context.now_ms()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_dead_letters_alone_are_told() {
+        let mut unopened = Unopened::default();
+        // Messages and dead letters of a page, and whether the status says something after it.
+        let rows: [(usize, usize, bool); 9] = [
+            (0, 0, false),
+            (0, 1, true),
+            (0, 0, true),
+            (3, 5, false),
+            (0, 49, false),
+            (0, 0, false),
+            (0, 1, true),
+            (0, 7, true),
+            (1, 0, false),
+        ];
+        for (index, (messages, dead_letters, is_told)) in rows.into_iter().enumerate() {
+            unopened.note(messages, &vec!["rsa"; dead_letters]);
+            assert_eq!(unopened.reason().is_some(), is_told, "row {index}: {:?}", unopened.reason());
+        }
+        unopened.note(0, &["decrypt"; 60]);
+        assert!(
+            unopened
+                .reason()
+                .is_some_and(|it| it.starts_with("Every record since the last message") && it.contains("(decrypt 60)"))
+        );
     }
 }

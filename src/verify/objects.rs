@@ -7,9 +7,9 @@ use futures::{StreamExt, stream};
 use md5::{Digest as _, Md5};
 use tokio::runtime::Runtime;
 
+use super::CannotLook;
 use super::findings::{Findings, Kind, Place, Promise};
 use super::record::{ReferenceValue, Status};
-use super::{CannotLook, Storage};
 use crate::storage::{StorageError, Store};
 
 /// Objects that are looked at side by side.
@@ -22,8 +22,9 @@ const REMEMBERED_MAX: usize = 100_000;
 /// Looks at objects, some at a time.
 #[derive(Debug)]
 pub struct Objects {
-    storage: Storage,
-    store: Store,
+    /// None: objects are not looked at.
+    store: Option<Store>,
+    with_hashes: bool,
     runtime: Runtime,
     batch: Vec<Wanted>,
     known: HashMap<String, Option<Content>>,
@@ -50,8 +51,8 @@ struct Content {
 }
 
 impl Objects {
-    pub fn new(storage: Storage, store: Store, runtime: Runtime) -> Self {
-        Self { storage, store, runtime, batch: Vec::new(), known: HashMap::new() }
+    pub fn new(store: Option<Store>, with_hashes: bool, runtime: Runtime) -> Self {
+        Self { store, with_hashes, runtime, batch: Vec::new(), known: HashMap::new() }
     }
 
     /// Takes what a reference says.
@@ -97,11 +98,9 @@ impl Objects {
     }
 
     fn take(&mut self, mut wanted: Wanted, findings: &mut Findings) -> Result<(), CannotLook> {
-        if self.storage == Storage::None {
-            return Ok(());
-        }
+        let Some(store) = &self.store else { return Ok(()) };
         findings.checked(Promise::Objects);
-        match self.store.key(&wanted.uri) {
+        match store.key(&wanted.uri) {
             Some(key) => wanted.key = key,
             None => {
                 findings.add(Kind::ObjectElsewhere, wanted.seq, || {
@@ -120,7 +119,8 @@ impl Objects {
         if self.known.len() > REMEMBERED_MAX {
             self.known.clear();
         }
-        let (store, with_hashes) = (&self.store, self.storage == Storage::Hash);
+        let Some(store) = &self.store else { return Ok(()) };
+        let with_hashes = self.with_hashes;
         let unknown: Vec<&str> =
             batch.iter().map(|wanted| wanted.key.as_str()).filter(|key| !self.known.contains_key(*key)).collect();
         let looks = unknown.into_iter().map(|key| async move { (key, look(store, key, with_hashes).await) });

@@ -95,6 +95,9 @@ impl Access {
             Err(error) => return Err(failed(format!("cannot be read: {error}"))),
         };
         let token = text.trim();
+        if token.starts_with(['"', '\'']) {
+            return Err(failed("has quotes around the token, and they count as a part of it; remove them".into()));
+        }
         if token.len() < TOKEN_LENGTH_MIN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(failed(format!(
                 "has to hold one token of at least {TOKEN_LENGTH_MIN} visible ASCII characters, such as `openssl rand -hex 32` writes"

@@ -26,6 +26,22 @@ pub enum Exit {
     Fenced = 77,
 }
 
+impl Exit {
+    /// Why, as a clause for the log.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Success => "it was told to end, and everything in flight is committed",
+            Self::Findings | Self::Incomplete => "something was found",
+            Self::Usage => "no connector can use its keys and storage",
+            Self::BadRecord => "a record is bad and errors.tolerance=none",
+            Self::Unavailable => "something it needs to start cannot be had",
+            Self::Internal => "of a defect of this program",
+            Self::Interrupted => "it was told to end before what was in flight was committed, which is pulled again",
+            Self::Fenced => "another worker has taken over, or the offset was moved by hand",
+        }
+    }
+}
+
 /// Shown below `--help`.
 pub const HELP: &str = "\
 Exit codes:

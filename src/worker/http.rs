@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use super::access::Access;
 use super::certificate::Certificate;
 use super::connections::{Connections, Place};
+use super::socket;
 use crate::config::Listener;
 use crate::metrics::Metrics;
 use crate::status::{ConnectorStatus, Health, Status, StatusBoard};
@@ -57,10 +58,20 @@ pub enum ListenError {
 
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => ". Another process has this port: stop it or choose another port",
+        io::ErrorKind::AddrInUse => {
+            ". Another process has this port: stop it or choose another port. An older worker of the same connectors has it until it ends: \
+             at once when it is told to stop, and by itself when it has something to commit and finds that it was replaced"
+        }
         io::ErrorKind::AddrNotAvailable => ". This machine has no such address: use one it has, or 127.0.0.1",
         io::ErrorKind::PermissionDenied => ". Ports below 1024 need a privilege: choose a higher one",
         _ => "",
+    }
+}
+
+impl ListenError {
+    /// Whether another process has the port, which can end.
+    pub fn is_port_taken(&self) -> bool {
+        matches!(self, Self::Address { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
     }
 }
 
@@ -110,7 +121,7 @@ pub async fn serve(
         None => None,
     };
     let error = |source| ListenError::Address { address: listener.address, source };
-    let socket = TcpListener::bind(listener.address).await.map_err(error)?;
+    let socket = socket::listen(listener.address).map_err(error)?;
     let address = socket.local_addr().map_err(error)?;
     let router = router(Shown { metrics, board, access, worker_id: address.to_string().into() });
     let task = tokio::spawn(accept(socket, certificate, router, shutdown));

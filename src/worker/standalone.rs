@@ -2,29 +2,35 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connector::{Connector, Shared};
 use super::exit::Exit;
+use super::http::{self, HttpServer, ListenError};
+use super::logging;
 use super::repeats::Repeats;
-use super::{http, logging};
+use super::signals::Signals;
 use crate::clock::Clock;
 use crate::config::{self, ConfigErrors, ConnectorConfig, Providers, WorkerConfig};
 use crate::kafka::{Clients, client_log, lookup};
 use crate::metrics::Metrics;
 use crate::status::StatusBoard;
 use crate::task::supervisor::Ended;
+use crate::{COMMIT, VERSION};
 
 /// The pause before the cluster's id is asked for again.
 const CLUSTER_ID_PAUSE: Duration = Duration::from_secs(10);
 
+/// What an older worker that was told to end may take beyond its graceful time-out, and the pause between looks.
+const PORT_PATIENCE: Duration = Duration::from_secs(5);
+const PORT_PAUSE: Duration = Duration::from_millis(200);
+
 /// Runs until a signal, or until no connector may go on.
-pub fn run(worker: &Path, connectors: &[PathBuf]) -> Exit {
-    let (worker, connectors, warnings) = match load(worker, connectors) {
+pub fn run(worker_file: &Path, connector_files: &[PathBuf]) -> Exit {
+    let (worker, connectors, warnings) = match load(worker_file, connector_files) {
         Ok(loaded) => loaded,
         Err(errors) => {
             for error in errors {
@@ -40,9 +46,22 @@ pub fn run(worker: &Path, connectors: &[PathBuf]) -> Exit {
             return Exit::Usage;
         }
     };
+    tracing::info!(version = VERSION, commit = COMMIT, process = std::process::id(), "wecom-connector starts");
+    let configurations = std::iter::once(&worker.effective).chain(connectors.iter().map(|it| &it.effective));
+    for (file, configuration) in
+        std::iter::once(worker_file).chain(connector_files.iter().map(PathBuf::as_path)).zip(configurations)
+    {
+        tracing::info!(file = %file.display(), "configuration: {configuration}");
+    }
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    let exit = run_on_runtime(worker, connectors, &repeats);
+    tracing::info!(exit_code = exit as u8, "wecom-connector ends, because {}", exit.meaning());
+    exit
+}
+
+fn run_on_runtime(worker: WorkerConfig, connectors: Vec<ConnectorConfig>, repeats: &Repeats) -> Exit {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -50,7 +69,7 @@ pub fn run(worker: &Path, connectors: &[PathBuf]) -> Exit {
             return Exit::Unavailable;
         }
     };
-    let exit = runtime.block_on(serve(Arc::new(worker), connectors, &repeats));
+    let exit = runtime.block_on(serve(Arc::new(worker), connectors, repeats));
     repeats.tell_all();
     // Threads that hang in a Kafka call must not hold up the exit: what they hold is not committed and will be pulled again.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -97,19 +116,28 @@ async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>, repe
     let clock = Clock::system();
     let metrics = Metrics::new(clock.clone());
     let board = StatusBoard::new(clock.clone(), Duration::from_millis(worker.task_progress_timeout_ms));
-    let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
-        _ => return Exit::Unavailable,
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "signals cannot be waited for");
+            return Exit::Unavailable;
+        }
     };
     let shutdown = CancellationToken::new();
 
-    if let Some(listener) = &worker.listener {
-        match http::serve(listener, metrics.clone(), board.clone(), shutdown.clone()).await {
-            Ok(server) => tracing::info!(address = %server.address, "metrics and health are served"),
-            Err(error) => {
-                tracing::error!(%error, "metrics and health cannot be served");
-                return Exit::Unavailable;
-            }
+    let served = tokio::select! {
+        served = serve_http(&worker, &metrics, &board, &shutdown) => served,
+        signal = signals.end() => {
+            tracing::info!("leaving because of {signal}: nothing is in flight yet");
+            return Exit::Success;
+        }
+    };
+    match served {
+        Ok(None) => {}
+        Ok(Some(server)) => tracing::info!(address = %server.address, "metrics and health are served"),
+        Err(error) => {
+            tracing::error!(%error, "metrics and health cannot be served");
+            return Exit::Unavailable;
         }
     }
 
@@ -133,7 +161,7 @@ async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>, repe
 
     let mut ended = Vec::new();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
-    loop {
+    let signal = loop {
         tokio::select! {
             joined = running.join_next() => match joined {
                 Some(Ok(end)) => ended.push(end),
@@ -145,12 +173,11 @@ async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>, repe
                 repeats.tell();
                 client_log::tell_left_out();
             }
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
+            signal = signals.end() => break signal,
         }
-    }
+    };
 
-    tracing::info!("leaving: what is in flight is finished and committed first");
+    tracing::info!("leaving because of {signal}: what is in flight is finished and committed first");
     shutdown.cancel();
     let drained = async {
         while let Some(joined) = running.join_next().await {
@@ -163,11 +190,40 @@ async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>, repe
             tracing::warn!("what is in flight was not finished within task.shutdown.graceful.timeout.ms; it will be pulled again");
             return Exit::Interrupted;
         }
-        _ = interrupt.recv() => return Exit::Interrupted,
-        _ = terminate.recv() => return Exit::Interrupted,
+        signal = signals.end() => {
+            tracing::warn!("leaving at once because of {signal}: what is in flight will be pulled again");
+            return Exit::Interrupted;
+        }
     }
     tracing::info!("everything in flight is committed");
     exit(&ended)
+}
+
+/// Serves metrics and health, where there is a listener. A port that another process has is waited for: an older
+/// worker may be on its way out.
+async fn serve_http(
+    worker: &WorkerConfig,
+    metrics: &Arc<Metrics>,
+    board: &Arc<StatusBoard>,
+    shutdown: &CancellationToken,
+) -> Result<Option<HttpServer>, ListenError> {
+    let Some(listener) = &worker.listener else { return Ok(None) };
+    let patience = Duration::from_millis(worker.task_shutdown_graceful_timeout_ms) + PORT_PATIENCE;
+    let until = Instant::now() + patience;
+    let mut is_told = false;
+    loop {
+        match http::serve(listener, metrics.clone(), board.clone(), shutdown.clone()).await {
+            Err(error) if error.is_port_taken() && Instant::now() < until => {
+                if !std::mem::replace(&mut is_told, true) {
+                    let address = listener.address;
+                    let seconds = patience.as_secs();
+                    tracing::warn!(%address, "another process has this port; it is waited for up to {seconds} s, as an older worker may be on its way out");
+                }
+                tokio::time::sleep(PORT_PAUSE).await;
+            }
+            other => return other.map(Some),
+        }
+    }
 }
 
 /// Puts the id of the Kafka cluster on the board, however long that takes. All connectors of a worker are on one cluster.

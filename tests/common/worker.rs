@@ -103,6 +103,18 @@ impl WorkerFiles {
         (output.status.code(), text(output.stdout), text(output.stderr))
     }
 
+    /// Asks the worker on these files whether it lives: exit code, and what is said.
+    pub fn probe(&self) -> (Option<i32>, String) {
+        let output = Command::new(parts::connector())
+            .args(["probe", "worker.properties"])
+            .current_dir(self.folder())
+            .envs(&self.environment)
+            .output()
+            .expect("the connector's binary");
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        (output.status.code(), said)
+    }
+
     /// Another command of the program, on this worker's file and that of one connector: `wecom-connector dlq list … --json`.
     pub fn command(&self, words: &[&str], connector: &str, options: &[&str]) -> Command {
         self.write();

@@ -14,7 +14,10 @@ use rsa::pkcs8::der::Decode;
 use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, ObjectIdentifier, PrivateKeyInfoRef};
 
 /// What WeCom seals with (doc 91774); a shorter key can only be a mistake.
-const BITS_MIN: u32 = 2048;
+pub(super) const BITS_MIN: u32 = 2048;
+
+/// More than this aws-lc does not take.
+const BITS_MAX: u32 = 8192;
 
 /// A PEM file has a few KiB.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -74,6 +77,11 @@ pub enum KeyError {
     /// Too short.
     #[error("has {0} bits; WeCom takes RSA of 2,048 bits: wecom-connector keys generate")]
     TooSmall(u32),
+    /// Too long.
+    #[error(
+        "has {0} bits; WeCom takes RSA of 2,048 bits, and more than 8,192 cannot be used: wecom-connector keys generate"
+    )]
+    TooLarge(u32),
     /// The numbers do not make a key.
     #[error("is RSA, but its numbers do not fit together; copy the file again")]
     Invalid,
@@ -83,8 +91,11 @@ pub enum KeyError {
     /// Another file has this version with another key.
     #[error("is a second, different key for version {0}; keep one of them")]
     VersionTwice(u32),
+    /// A private key whose file is in use nowhere.
+    #[error("has a private key, but its name has no version; {}", super::NAME_ADVICE)]
+    NoVersion,
     /// There is no key.
-    #[error("has no private key; a file's name must end in its version, such as private_key_1.pem")]
+    #[error("has no private key; {}", super::NAME_ADVICE)]
     NoKeys,
 }
 
@@ -103,20 +114,21 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError`].
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(KeyError::Unreadable)?;
-        file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(KeyError::Unreadable)?;
-        Self::from_pem(&bytes)
+        Self::from_pem(&read_file(path).map_err(KeyError::Unreadable)?)
     }
 
-    /// Reads PEM: PKCS#1 or PKCS#8 by what is in it, whatever the label says; CRLF, text before it, and other things beside it
-    /// (a certificate) do not matter.
+    /// Reads PEM: PKCS#1 or PKCS#8 by what is in it, whatever the label says. CRLF, UTF-16, line breaks written as
+    /// `\n`, text before it, and other things beside it (a certificate) do not matter, nor do missing BEGIN and END
+    /// lines.
     ///
     /// # Errors
     /// [`KeyError`].
     pub fn from_pem(bytes: &[u8]) -> Result<Self, KeyError> {
-        let text = String::from_utf8_lossy(bytes);
-        let blocks = pem_blocks(&text)?;
+        let text = text_of(bytes);
+        let blocks = match pem_blocks(&text) {
+            Err(KeyError::NotPem) => return Self::from_bare_base64(&text),
+            blocks => blocks?,
+        };
         let private: Vec<_> = blocks.iter().filter(|(label, _)| label.ends_with("PRIVATE KEY")).collect();
         let (label, body) = match private.as_slice() {
             [one] => one,
@@ -133,6 +145,14 @@ impl PrivateKey {
         Self::from_der(&STANDARD.decode(body).map_err(|_| KeyError::Damaged)?, label)
     }
 
+    /// The body of a PEM file without its BEGIN and END lines.
+    fn from_bare_base64(text: &str) -> Result<Self, KeyError> {
+        let body: String = text.split_whitespace().collect();
+        let der = STANDARD.decode(body).ok().filter(|der| !der.is_empty()).ok_or(KeyError::NotPem)?;
+        Self::from_der(&der, "")
+            .map_err(|error| if matches!(error, KeyError::Damaged) { KeyError::NotPem } else { error })
+    }
+
     fn from_der(der: &[u8], label: &str) -> Result<Self, KeyError> {
         let (encoding, pkcs1) = match PrivateKeyInfoRef::from_der(der) {
             Ok(info) if info.algorithm.oid != RSA_ENCRYPTION => return Err(KeyError::NotRsa),
@@ -146,6 +166,9 @@ impl PrivateKey {
         let bits = bits_of(parts.modulus.as_bytes());
         if bits < BITS_MIN {
             return Err(KeyError::TooSmall(bits));
+        }
+        if bits > BITS_MAX {
+            return Err(KeyError::TooLarge(bits));
         }
         let key = rsa::PrivateKey::try_from(parts).map_err(|_| KeyError::Invalid)?;
         let private_der = key.to_pkcs8_der().map_err(|_| KeyError::Invalid)?;
@@ -204,6 +227,34 @@ fn bits_of(modulus: &[u8]) -> u32 {
     let significant = modulus.iter().skip_while(|&&byte| byte == 0);
     let leading = significant.clone().next().map_or(0, |byte| byte.leading_zeros());
     u32::try_from(significant.count() * 8).unwrap_or(u32::MAX) - leading
+}
+
+fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether a file says that it has a private key in it, of use or not.
+pub(super) fn is_private(path: &Path) -> bool {
+    read_file(path).is_ok_and(|bytes| {
+        text_of(&bytes).lines().any(|line| line.contains("-----BEGIN") && line.contains("PRIVATE KEY-----"))
+    })
+}
+
+/// The text of a key file. Notepad writes UTF-16; a key that came through JSON or a variable has `\n` for its line
+/// breaks.
+fn text_of(bytes: &[u8]) -> String {
+    // Without a byte order mark, every second byte of ASCII is zero.
+    let encoding = match (encoding_rs::Encoding::for_bom(bytes), bytes) {
+        (Some((encoding, _)), _) => encoding,
+        (None, [_, 0, ..]) => encoding_rs::UTF_16LE,
+        (None, [0, _, ..]) => encoding_rs::UTF_16BE,
+        _ => encoding_rs::UTF_8,
+    };
+    let (text, _) = encoding.decode_with_bom_removal(bytes);
+    // No backslash is in a PEM file.
+    text.replace("\\r", "\n").replace("\\n", "\n").replace('\\', "")
 }
 
 /// Label and body of each PEM block.
@@ -273,11 +324,22 @@ pub(super) mod tests {
             (pkcs8.replace('\n', "\r\n"), Encoding::Pkcs8),
             (format!("\u{feff}Bag Attributes\n  friendlyName: 会话\n{pkcs1}trailing"), Encoding::Pkcs1),
             (one_line(&pkcs8), Encoding::Pkcs8),
+            (pkcs8.replace('\n', "\\n"), Encoding::Pkcs8),
+            (format!("\"{}\"", pkcs1.replace('\n', "\\\\r\\\\n")), Encoding::Pkcs1),
+            (pkcs8.lines().filter(|line| !line.starts_with("-----")).collect(), Encoding::Pkcs8),
             (format!("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n{pkcs8}"), Encoding::Pkcs8),
         ];
+        let utf16 =
+            |text: &str, to_bytes: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(to_bytes).collect::<Vec<u8>>();
+        let rows = rows.map(|(pem, encoding)| (pem.into_bytes(), encoding)).into_iter().chain([
+            (utf16(&format!("\u{feff}{pkcs8}"), u16::to_le_bytes), Encoding::Pkcs8),
+            (utf16(&format!("\u{feff}{pkcs8}"), u16::to_be_bytes), Encoding::Pkcs8),
+            (utf16(&pkcs1.replace('\n', "\r\n"), u16::to_le_bytes), Encoding::Pkcs1),
+        ]);
         let mut fingerprints = std::collections::BTreeSet::new();
         for (pem, encoding) in rows {
-            let read = PrivateKey::from_pem(pem.as_bytes()).unwrap_or_else(|error| panic!("{error}\n{pem}"));
+            let shown = String::from_utf8_lossy(&pem);
+            let read = PrivateKey::from_pem(&pem).unwrap_or_else(|error| panic!("{error}\n{shown}"));
             assert_eq!((read.encoding(), read.bits()), (encoding, 2048));
             assert!(read.round_trip());
             assert_eq!(format!("{read:?}"), format!("PrivateKey {{ fingerprint: {:?}, .. }}", read.fingerprint()));
@@ -302,8 +364,11 @@ pub(super) mod tests {
             format!("-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----\n", STANDARD.encode(damaged));
         let der = key.to_pkcs8_der().unwrap();
         let both = [pkcs1.as_bytes(), pkcs8.as_bytes()].concat();
-        let rows: [(&[u8], &str); 14] = [
+        let rows: [(&[u8], &str); 17] = [
             (b"", "is no PEM file"),
+            (b"PuTTY-User-Key-File-3: ssh-rsa\n", "is no PEM file"),
+            (b"AAAA", "is no PEM file"),
+            (b"\xfe\xff", "is no PEM file"),
             (der.as_bytes(), "is no PEM file"),
             (pkcs8.as_bytes().split_at(400).0, "is damaged"),
             (b"-----BEGIN PRIVATE KEY-----\nAAAA!\n-----END PRIVATE KEY-----", "is damaged"),

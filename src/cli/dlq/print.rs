@@ -162,7 +162,7 @@ fn facts(letters: &DeadLetters<'_>, letter: &DeadLetter, is_replayed: bool) -> V
     })
 }
 
-/// Shows one dead letter. `key_versions` are those of the private keys there are.
+/// Shows one dead letter. `key_versions` are those of the private keys there are, where this user can tell.
 ///
 /// # Errors
 /// When `out` cannot be written.
@@ -170,13 +170,13 @@ pub fn show(
     letters: &DeadLetters<'_>,
     letter: &DeadLetter,
     is_replayed: bool,
-    key_versions: &[u32],
+    key_versions: Option<&[u32]>,
     is_json: bool,
     with_sealed: bool,
     out: &mut impl Write,
 ) -> io::Result<()> {
     let value = &letter.record.value;
-    let has_key = letter.publickey_ver.map(|version| key_versions.contains(&version));
+    let has_key = letter.publickey_ver.zip(key_versions).map(|(version, versions)| versions.contains(&version));
     let headers = letter.record.headers.iter().map(|(name, value)| (name, String::from_utf8_lossy(value)));
     if is_json {
         let mut shown = facts(letters, letter, is_replayed);
@@ -199,7 +199,7 @@ pub fn show(
     writeln!(out, "  reason            {}", printable(&letter.reason))?;
     writeln!(out, "  time              {}", time(letter.record.timestamp_ms))?;
     writeln!(out, "  replayed          {}", if is_replayed { "yes" } else { "no" })?;
-    if let Some(has_key) = has_key {
+    if let Some((has_key, key_versions)) = has_key.zip(key_versions) {
         let versions = format!("there are {key_versions:?}");
         writeln!(out, "  private key       {}", if has_key { "there".into() } else { format!("missing; {versions}") })?;
     }
