@@ -6,21 +6,24 @@
 //!
 //! - [`Guard`] is that proxy: who may use it, and for which host.
 //! - [`forward`](self) is what becomes of one request: three endpoints and no other, limits, the answer as HTTP/1.0 needs it.
-//! - `upstream` makes connections to WeCom: verified TLS, the user's own proxy.
+//! - `head` is the head of a message, byte for byte; `exchange` is one request and its answer on a connection.
+//! - `upstream` makes connections to WeCom: verified TLS, the user's own proxy, kept for the next request.
 //! - [`Failure`] is why a call did not get through, in words.
 //!
 //! What is refused, and every failure, ends the call: nothing ever goes out past the guard. Queries hold secret and token: no
 //! text that is made here has a part of one.
 
+mod exchange;
 mod failure;
 mod forward;
 mod guard;
+mod head;
 mod proxy;
 mod trust;
 mod upstream;
 
 pub use failure::{Failure, source_address};
-pub use guard::{Guard, Pass};
+pub use guard::{Guard, Pass, Seen, proxy_password};
 pub use trust::Untrusted;
 pub use upstream::{Settings, SettingsError};
 
@@ -38,8 +41,8 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    fn of(method: &hyper::Method, path: &str) -> Option<Self> {
-        match (method.as_str(), path) {
+    fn of(method: &str, path: &str) -> Option<Self> {
+        match (method, path) {
             ("GET", "/cgi-bin/gettoken") => Some(Self::Token),
             ("POST", "/cgi-bin/message/getchatdata") => Some(Self::Pages),
             ("POST", "/cgi-bin/message/getchatmediadata") => Some(Self::Files),

@@ -4,6 +4,8 @@
 mod answers;
 #[path = "egress/fake.rs"]
 mod fake;
+#[path = "egress/files.rs"]
+mod files;
 #[path = "common/harness.rs"]
 mod harness;
 #[path = "egress/proxy.rs"]
@@ -24,7 +26,7 @@ use answers::{LATE, LONG_AGO_S, PAGE, page, page_of_long_ago};
 use fake::{After, Fake, Flaw, TOKEN};
 use harness::{Kafka, PATIENCE, VendorApi, Worker, WorkerFiles, unique, vendor_library, wait_for};
 use wecom_connector::clock::Clock;
-use wecom_connector::egress::{Guard, Pass, Settings};
+use wecom_connector::egress::{Guard, Pass, Settings, proxy_password};
 use wecom_connector::metrics::{ConnectorMetrics, Metrics};
 use wecom_connector::sdk::{Account, SdkClient, SdkError};
 
@@ -345,7 +347,7 @@ fn ask(pass: &Pass, bytes: &str) -> Option<u16> {
 }
 
 fn authorization(password: &str) -> String {
-    format!("proxy-authorization: Basic {}\r\n", BASE64_STANDARD.encode(password))
+    format!("proxy-authorization: Basic {}\r\n", BASE64_STANDARD.encode(proxy_password(1, password)))
 }
 
 fn settings(fake: &Fake) -> Settings {
@@ -365,14 +367,18 @@ fn client(fake: &Fake) -> (SdkClient, Arc<ConnectorMetrics>) {
 fn client_of(settings: &Settings) -> (SdkClient, Arc<ConnectorMetrics>) {
     let metrics = Metrics::new(Clock::system()).connector("egress", CORP);
     let guard = Guard::new(settings, metrics.clone()).expect("a guard");
-    let account = Account {
+    let account = account(settings.timeout_ms);
+    (SdkClient::new(harness::connector().to_owned(), account, Some(guard), metrics.clone()), metrics)
+}
+
+fn account(timeout_ms: u64) -> Account {
+    Account {
         corp_id: CORP.into(),
         secret: SECRET.into(),
         library: Some(vendor_library()),
-        timeout_s: i32::try_from(TIMEOUT_MS.div_ceil(1000)).expect("seconds"),
+        timeout_s: i32::try_from(timeout_ms.div_ceil(1000)).expect("seconds"),
         ..Account::default()
-    };
-    (SdkClient::new(harness::connector().to_owned(), account, Some(guard), metrics.clone()), metrics)
+    }
 }
 
 /// Says one thing to everybody who has said something.

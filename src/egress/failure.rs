@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 
 use super::HOST;
+use super::head::HeadError;
 use super::trust::Untrusted;
 
 /// Why a call of the library did not get through, as the guard saw it. Its text holds nothing of request or answer but codes.
@@ -66,20 +67,10 @@ impl Failure {
         })
     }
 
-    /// The failure that is at the ground of an error of the HTTP client.
-    pub(super) fn of(error: &(dyn Error + 'static)) -> Self {
-        let mut cause = Some(error);
-        let mut last = String::new();
-        while let Some(error) = cause {
-            if let Some(failure) = error.downcast_ref::<Self>() {
-                return failure.clone();
-            }
-            last = error.to_string();
-            // What it was made of is not its source.
-            let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            cause = inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
-        }
-        Self::Cut(last)
+    /// Of reading an answer that was decompressed on the way.
+    pub(super) fn of_reading(error: &io::Error) -> Self {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>());
+        inner.cloned().unwrap_or_else(|| Self::Cut(error.to_string()))
     }
 
     /// Of a TLS handshake with `peer`.
@@ -131,6 +122,15 @@ impl Failure {
         match error.to_string().as_str() {
             "dns error" => Self::Name { host: peer.rsplit_once(':').map_or(HOST, |(host, _)| host).to_owned(), reason },
             _ => Self::Connect { peer, reason },
+        }
+    }
+}
+
+impl From<HeadError> for Failure {
+    fn from(error: HeadError) -> Self {
+        match error {
+            HeadError::Nothing | HeadError::Cut | HeadError::Io(_) => Self::Cut(error.to_string()),
+            HeadError::TooLong(_) | HeadError::NoHttp => Self::Answer(error.to_string()),
         }
     }
 }

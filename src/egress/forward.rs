@@ -1,349 +1,344 @@
 //! What becomes of one request of the library's.
 
-use std::error::Error;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZlibDecoder};
-use bytes::Bytes;
-use futures::TryStreamExt;
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::http::request::Parts;
-use hyper::{Request, Response, StatusCode, Uri, Version};
-use tokio::io::AsyncRead;
-use tokio::time::{Instant, Sleep};
-use tokio_util::io::{ReaderStream, StreamReader};
+use bytes::{Bytes, BytesMut};
+use futures::stream;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::Instant;
+use tokio_util::io::StreamReader;
 
-use super::guard::{Admitted, Client};
-use super::upstream::{HttpClient, Used};
+use super::exchange::Body;
+use super::guard::Caller;
+use super::head::{Head, RequestLine};
+use super::upstream::Upstream;
 use super::{Endpoint, Failure, HOST};
 use crate::metrics::ConnectorMetrics;
 
 /// The library's own are some hundred bytes; a file's id may have a thousand or two.
-const REQUEST_BYTES_MAX: usize = 64 * 1024;
+const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 const ALLOWED: &str = "gettoken, getchatdata and getchatmediadata";
-
-/// Headers that are for one connection alone, or for the guard.
-const OF_CONNECTION: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::HOST,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("proxy-connection"),
-];
-
-type AnswerBody = UnsyncBoxBody<Bytes, Failure>;
+/// What is read at once of an answer that is decompressed.
+const DECODED_BYTES: usize = 64 * 1024;
 
 /// Sends requests on to WeCom.
 pub struct Forwarder {
-    client: HttpClient,
+    upstream: Upstream,
     timeout: Duration,
     metrics: Arc<ConnectorMetrics>,
 }
 
+/// An answer that did not reach the library whole: its connection has to be reset.
+#[derive(Debug)]
+pub struct Unfinished;
+
 impl Forwarder {
-    pub fn new(client: HttpClient, timeout: Duration, metrics: Arc<ConnectorMetrics>) -> Self {
-        Self { client, timeout, metrics }
+    pub fn new(upstream: Upstream, timeout: Duration, metrics: Arc<ConnectorMetrics>) -> Self {
+        Self { upstream, timeout, metrics }
     }
 
-    /// The answer for the library; where there is none, an HTTP status that it takes for a failure of the network.
+    /// Reads what follows the head of a request, and writes the answer; where there is none, an HTTP status that the library takes
+    /// for a failure of the network.
     pub async fn forward(
         &self,
-        request: Request<Incoming>,
-        client: Arc<Client>,
-        admitted: Arc<Admitted>,
-    ) -> Response<AnswerBody> {
-        let Some(endpoint) = Endpoint::of(request.method(), request.uri().path()) else {
+        head: &Head,
+        from: &mut (impl AsyncBufRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        caller: Caller,
+    ) -> Result<(), Unfinished> {
+        let Some(RequestLine { method, target }) = head.request_line() else {
+            return answer(to, 400).await;
+        };
+        let target = origin_form(target);
+        let path = target.split('?').next().unwrap_or_default();
+        let Some(endpoint) = Endpoint::of(method, path) else {
             self.metrics.egress.refused("endpoint");
             tracing::warn!(
                 "the vendor's library asked WeCom for something else than {ALLOWED} and was refused: is it a newer version?"
             );
-            admitted.note(Endpoint::Token, Failure::Forbidden(ALLOWED));
-            return empty(StatusCode::FORBIDDEN);
+            caller.note_failure(Failure::Forbidden(ALLOWED));
+            return answer(to, 403).await;
         };
-        let mut call = Call {
-            endpoint,
-            client,
-            admitted,
-            metrics: self.metrics.clone(),
-            started: Instant::now(),
-            timeout: self.timeout,
-            is_open: true,
+        let started = Instant::now();
+        let deadline = started + self.timeout;
+        let mut call = Call { endpoint, caller, metrics: self.metrics.clone(), is_open: true };
+        let sent = async {
+            let body = request_body(head, from).await?;
+            let mut request = format!("{method} {target} HTTP/1.1\r\n").into_bytes();
+            request.extend(lines_for_wecom(head));
+            request.extend_from_slice(b"\r\n");
+            request.extend_from_slice(&body);
+            tokio::select! {
+                biased;
+                answer = self.upstream.ask(&request) => answer.map(Some),
+                () = hung_up(from) => Ok(None),
+            }
         };
-        let deadline = call.started + self.timeout;
-        match tokio::time::timeout_at(deadline, self.answer(request, &mut call)).await {
-            Ok(Ok((head, Content::Whole(bytes)))) => {
-                call.end(head.status, None);
-                head.into_response(UnsyncBoxBody::new(Full::new(bytes).map_err(|never| match never {})))
-            }
-            Ok(Ok((head, Content::Coming(body)))) => {
-                let status = head.status;
-                let deadline = Box::pin(tokio::time::sleep_until(deadline));
-                let bytes_left = endpoint.answer_bytes_max();
-                head.into_response(UnsyncBoxBody::new(Answer { body, status, bytes_left, deadline, call }))
-            }
+        let (head, body) = match tokio::time::timeout_at(deadline, sent).await {
+            Ok(Ok(Some(answer))) => answer,
+            // Nobody waits for it any more.
+            Ok(Ok(None)) => return Err(Unfinished),
             Ok(Err(failure)) => {
                 call.fail(failure);
-                empty(StatusCode::BAD_GATEWAY)
+                return answer(to, 502).await;
             }
             Err(_) => {
-                call.fail(call.timed_out());
-                empty(StatusCode::GATEWAY_TIMEOUT)
+                call.fail(self.timed_out());
+                return answer(to, 504).await;
             }
-        }
-    }
-
-    async fn answer(&self, request: Request<Incoming>, call: &mut Call) -> Result<(Head, Content), Failure> {
-        let (parts, body) = request.into_parts();
-        let body = match Limited::new(body, REQUEST_BYTES_MAX).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => {
-                return Err(Failure::Answer(format!("the library's request is longer than {REQUEST_BYTES_MAX} bytes")));
-            }
-            Err(_) => return Err(Failure::Cut("the library did not finish its request".to_owned())),
         };
-        let response = match self.client.request(upstream_request(&parts, body.clone())?).await {
-            // A kept connection may end at the moment it is used again. All three requests only read: once more does no harm.
-            Err(error) if is_ended(&error) => self.client.request(upstream_request(&parts, body)?).await,
-            result => result,
-        };
-        let response = response.map_err(|error| Failure::of(&error))?;
-        let egress = &self.metrics.egress;
-        egress.first_byte_seconds.observe(call.started.elapsed().as_secs_f64());
-        if response.extensions().get::<Used>().is_some_and(Used::take) {
-            egress.connections_reused.inc();
-        }
-        let (parts, body) = response.into_parts();
-        if let Some(theirs_ms) = time_ms(&parts.headers) {
+        self.metrics.egress.first_byte_seconds.observe(started.elapsed().as_secs_f64());
+        if let Some(theirs_ms) = time_ms(&head) {
             self.metrics.told_time(theirs_ms);
         }
-        let mut head = Head { status: parts.status, headers: parts.headers };
-        remove_connection_headers(&mut head.headers);
-        let body = plain(&mut head.headers, body)?;
-        if head.status != StatusCode::OK && head.status != StatusCode::PARTIAL_CONTENT {
-            call.admitted.note(call.endpoint, Failure::Status(head.status.as_u16()));
-        } else if call.endpoint == Endpoint::Token {
-            let bytes_max = usize::try_from(call.endpoint.answer_bytes_max()).unwrap_or(usize::MAX);
-            let body = Limited::new(body, bytes_max).collect().await.map_err(|error| {
-                match error.downcast_ref::<LengthLimitError>() {
-                    Some(_) => too_long(call.endpoint),
-                    None => Failure::of(&*error),
-                }
-            })?;
-            let body = body.to_bytes();
-            if let Some(failure) = Failure::of_token_answer(&body) {
-                call.admitted.note(call.endpoint, failure);
-            }
-            return Ok((head, Content::Whole(body)));
+        if endpoint == Endpoint::Files
+            && let Some(bytes) = file_bytes(&head)
+        {
+            call.caller.note_file_bytes(bytes);
         }
-        Ok((head, Content::Coming(body)))
-    }
-}
-
-/// What time it was for whoever answered.
-fn time_ms(headers: &HeaderMap) -> Option<i64> {
-    let date = headers.get(header::DATE)?.to_str().ok()?;
-    Some(jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date).ok()?.as_millisecond())
-}
-
-/// What of an answer is handed to the library.
-enum Content {
-    Whole(Bytes),
-    Coming(AnswerBody),
-}
-
-struct Head {
-    status: StatusCode,
-    headers: HeaderMap,
-}
-
-impl Head {
-    fn into_response(self, body: AnswerBody) -> Response<AnswerBody> {
-        let mut response = Response::new(body);
-        *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
-        response
-    }
-}
-
-fn empty(status: StatusCode) -> Response<AnswerBody> {
-    let mut response = Response::new(UnsyncBoxBody::new(Full::default().map_err(|never| match never {})));
-    *response.status_mut() = status;
-    response
-}
-
-/// The body as it is without a compression, for which nobody asked and which the library does not know.
-fn plain(headers: &mut HeaderMap, body: Incoming) -> Result<AnswerBody, Failure> {
-    let body = body.map_err(|error| Failure::of(&error));
-    let encoding = headers.get(header::CONTENT_ENCODING).map(|encoding| encoding.as_bytes().to_ascii_lowercase());
-    let decoded: Box<dyn AsyncRead + Send + Unpin> = match encoding.as_deref() {
-        None | Some(b"" | b"identity") => return Ok(UnsyncBoxBody::new(body)),
-        Some(b"gzip" | b"x-gzip") => {
-            Box::new(GzipDecoder::new(StreamReader::new(body.into_data_stream().map_err(io::Error::other))))
-        }
-        Some(b"deflate") => {
-            Box::new(ZlibDecoder::new(StreamReader::new(body.into_data_stream().map_err(io::Error::other))))
-        }
-        Some(_) => return Err(Failure::Answer("it is compressed in a way that nobody asked for".to_owned())),
-    };
-    headers.remove(header::CONTENT_ENCODING);
-    headers.remove(header::CONTENT_LENGTH);
-    let frames = ReaderStream::new(decoded).map_ok(Frame::data).map_err(|error| Failure::of(&error));
-    Ok(UnsyncBoxBody::new(StreamBody::new(frames)))
-}
-
-fn upstream_request(parts: &Parts, body: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
-    let unusable = |_| Failure::Answer("the library's request cannot be sent on".to_owned());
-    let path_and_query = parts.uri.path_and_query().map_or("/", |it| it.as_str());
-    let uri =
-        Uri::builder().scheme("https").authority(HOST).path_and_query(path_and_query).build().map_err(unusable)?;
-    let mut request = Request::new(Full::new(body));
-    *request.method_mut() = parts.method.clone();
-    *request.uri_mut() = uri;
-    *request.version_mut() = Version::HTTP_11;
-    *request.headers_mut() = parts.headers.clone();
-    remove_connection_headers(request.headers_mut());
-    // What comes is handed on as it is.
-    request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    Ok(request)
-}
-
-fn remove_connection_headers(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|names| names.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        // What a body's length is, nobody can take back.
-        .filter(|name| *name != header::CONTENT_LENGTH)
-        .collect();
-    for name in OF_CONNECTION.iter().chain(&named) {
-        headers.remove(name);
-    }
-}
-
-/// Whether the connection ended before anything of an answer came.
-fn is_ended(error: &hyper_util::client::legacy::Error) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<hyper::Error>() {
-            return error.is_incomplete_message() || error.is_canceled() || error.is_closed();
-        }
-        cause = error.source();
-    }
-    false
-}
-
-/// One request, from its head to the end of its answer.
-struct Call {
-    endpoint: Endpoint,
-    client: Arc<Client>,
-    admitted: Arc<Admitted>,
-    metrics: Arc<ConnectorMetrics>,
-    started: Instant,
-    timeout: Duration,
-    is_open: bool,
-}
-
-impl Call {
-    fn end(&mut self, status: StatusCode, failure: Option<Failure>) {
-        if std::mem::take(&mut self.is_open) {
-            match failure {
-                None => self.metrics.egress.request(self.endpoint.as_str(), status.as_str()),
-                Some(failure) => {
-                    self.metrics.egress.request(self.endpoint.as_str(), &failure.kind());
-                    tracing::debug!(endpoint = self.endpoint.as_str(), %failure, "a request did not get through");
-                    self.admitted.note(self.endpoint, failure);
-                }
+        match self.hand_on(&head, body, to, deadline, &mut call).await {
+            Ok(()) => Ok(()),
+            Err(Broken::Library) => Err(Unfinished),
+            Err(Broken::Wecom { failure, is_begun }) => {
+                call.fail(failure);
+                if is_begun { Err(Unfinished) } else { answer(to, 502).await }
             }
         }
-    }
-
-    fn fail(&mut self, failure: Failure) {
-        self.end(StatusCode::BAD_GATEWAY, Some(failure));
     }
 
     fn timed_out(&self) -> Failure {
         Failure::Timeout(self.timeout.as_millis() as u64)
     }
-}
 
-impl Drop for Call {
-    fn drop(&mut self) {
-        if self.is_open {
-            self.client.reset_at_end();
-            self.metrics.egress.request(self.endpoint.as_str(), "abandoned");
+    async fn hand_on(
+        &self,
+        head: &Head,
+        body: Body,
+        to: &mut (impl AsyncWrite + Unpin),
+        deadline: Instant,
+        call: &mut Call,
+    ) -> Result<(), Broken> {
+        let status = head.status().unwrap_or_default();
+        let is_good = matches!(status, 200 | 206);
+        // Before anything is handed on: who is told of a failure by the library asks for its reason at once.
+        if !is_good {
+            call.caller.note_failure(Failure::Status(status));
         }
+        let mut kept_back = (call.endpoint == Endpoint::Token && is_good).then(BytesMut::new);
+        let mut bytes_left = call.endpoint.answer_bytes_max();
+        let before = |failure| Broken::Wecom { failure, is_begun: false };
+        let left_out: &[&str] = match body.is_chunked() {
+            true => &["content-length"],
+            false => &[],
+        };
+        let mut content = Content::new(head, body).map_err(before)?;
+        let left_out = if content.is_decoded() { &["content-length", "content-encoding"] } else { left_out };
+        let mut lines = head.start_line().to_vec();
+        lines.extend(head.lines_to_hand_on(left_out));
+        lines.extend_from_slice(b"Connection: close\r\n\r\n");
+        if kept_back.is_none() {
+            to.write_all(&lines).await?;
+        }
+        loop {
+            let is_begun = kept_back.is_none();
+            let broken = |failure| Broken::Wecom { failure, is_begun };
+            let bytes = match tokio::time::timeout_at(deadline, content.next()).await {
+                Ok(bytes) => bytes.map_err(broken)?,
+                Err(_) => return Err(broken(self.timed_out())),
+            };
+            let Some(bytes) = bytes else { break };
+            bytes_left = bytes_left.checked_sub(bytes.len() as u64).ok_or_else(|| broken(too_long(call.endpoint)))?;
+            match &mut kept_back {
+                Some(kept) => kept.extend_from_slice(&bytes),
+                None => {
+                    to.write_all(&bytes).await?;
+                    to.flush().await?;
+                }
+            }
+        }
+        if let Content::Plain(body) = content {
+            self.upstream.keep(body);
+        }
+        if let Some(body) = kept_back {
+            if let Some(failure) = Failure::of_token_answer(&body) {
+                call.caller.note_failure(failure);
+            }
+            to.write_all(&lines).await?;
+            to.write_all(&body).await?;
+        }
+        to.flush().await?;
+        call.end(&status.to_string());
+        Ok(())
     }
 }
 
-/// An answer on its way to the library.
-struct Answer {
-    body: AnswerBody,
-    status: StatusCode,
-    bytes_left: u64,
-    deadline: Pin<Box<Sleep>>,
-    call: Call,
+/// Why an answer could not be handed on.
+enum Broken {
+    /// The library went away.
+    Library,
+    Wecom {
+        failure: Failure,
+        is_begun: bool,
+    },
 }
 
-impl Answer {
-    /// Whether there is room for it within the limit.
-    fn takes(&mut self, frame: &Frame<Bytes>) -> bool {
-        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-        let left = self.bytes_left.checked_sub(length);
-        self.bytes_left = left.unwrap_or(0);
-        left.is_some()
+impl From<io::Error> for Broken {
+    fn from(_: io::Error) -> Self {
+        Self::Library
     }
+}
+
+/// The guard's own answer, without a body.
+pub async fn answer(to: &mut (impl AsyncWrite + Unpin), status: u16) -> Result<(), Unfinished> {
+    let head = format!("HTTP/1.1 {status} {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", reason(status));
+    let written = async {
+        to.write_all(head.as_bytes()).await?;
+        to.flush().await
+    };
+    written.await.map_err(|_| Unfinished)
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        403 => "Forbidden",
+        407 => "Proxy Authentication Required",
+        431 => "Request Header Fields Too Large",
+        502 => "Bad Gateway",
+        504 => "Gateway Timeout",
+        _ => "Error",
+    }
+}
+
+/// Path and query, also where the target names a host.
+fn origin_form(target: &str) -> &str {
+    match target.split_once("://") {
+        Some((scheme, rest)) if scheme.bytes().all(|byte| byte.is_ascii_alphabetic()) => {
+            rest.find('/').map_or("/", |at| &rest[at..])
+        }
+        _ => target,
+    }
+}
+
+/// The header lines of a request as they came, but for WeCom's name as the host: it leads nowhere else.
+fn lines_for_wecom(head: &Head) -> Vec<u8> {
+    if head.values("host").eq([HOST.as_bytes()]) {
+        return head.lines_to_hand_on(&[]);
+    }
+    let mut lines = format!("Host: {HOST}\r\n").into_bytes();
+    lines.extend(head.lines_to_hand_on(&["host"]));
+    lines
+}
+
+async fn request_body(head: &Head, from: &mut (impl AsyncBufRead + Unpin)) -> Result<Vec<u8>, Failure> {
+    let unusable = || Failure::Answer("the library's request cannot be sent on".to_owned());
+    if head.values("transfer-encoding").next().is_some() {
+        return Err(unusable());
+    }
+    let length = head.content_length().map_err(|_| unusable())?.unwrap_or(0);
+    if length > REQUEST_BYTES_MAX {
+        return Err(Failure::Answer(format!("the library's request is longer than {REQUEST_BYTES_MAX} bytes")));
+    }
+    let mut body = vec![0; usize::try_from(length).map_err(|_| unusable())?];
+    let read = from.read_exact(&mut body).await;
+    read.map_err(|_| Failure::Cut("the library did not finish its request".to_owned()))?;
+    Ok(body)
+}
+
+/// Waits until the library has gone away.
+async fn hung_up(from: &mut (impl AsyncBufRead + Unpin)) {
+    match from.fill_buf().await {
+        Ok([]) | Err(_) => {}
+        // It says more than it was asked for, and is not listened to.
+        Ok(_) => std::future::pending().await,
+    }
+}
+
+/// What time it was for whoever answered.
+fn time_ms(head: &Head) -> Option<i64> {
+    Some(jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(head.text("date")?).ok()?.as_millisecond())
+}
+
+/// How long the whole file is of which this answer has a part, in bytes as they are sent (`bytes 0-524287/1048592`).
+fn file_bytes(head: &Head) -> Option<u64> {
+    let (unit, range) = head.text("content-range")?.split_once(' ')?;
+    let (_, total) = range.split_once('/').filter(|_| unit.eq_ignore_ascii_case("bytes"))?;
+    total.trim().parse().ok()
 }
 
 fn too_long(endpoint: Endpoint) -> Failure {
     Failure::Answer(format!("it is longer than {} bytes", endpoint.answer_bytes_max()))
 }
 
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Failure;
+/// A body without a compression, for which nobody asked and which the library does not know.
+enum Content {
+    Plain(Body),
+    Decoded(Box<dyn AsyncRead + Send + Unpin>),
+}
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let answer = self.get_mut();
-        let failure = match Pin::new(&mut answer.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) if answer.takes(&frame) => {
-                // Of an answer whose length is known, nobody asks for what comes after its last byte.
-                if answer.body.is_end_stream() {
-                    answer.call.end(answer.status, None);
-                }
-                return Poll::Ready(Some(Ok(frame)));
-            }
-            Poll::Ready(Some(Ok(_))) => too_long(answer.call.endpoint),
-            Poll::Ready(None) => {
-                answer.call.end(answer.status, None);
-                return Poll::Ready(None);
-            }
-            Poll::Ready(Some(Err(failure))) => failure,
-            Poll::Pending if answer.deadline.as_mut().poll(cx).is_ready() => answer.call.timed_out(),
-            Poll::Pending => return Poll::Pending,
-        };
-        answer.call.client.reset_at_end();
-        answer.call.fail(failure.clone());
-        Poll::Ready(Some(Err(failure)))
+impl Content {
+    fn new(head: &Head, body: Body) -> Result<Self, Failure> {
+        let encoding = head.text("content-encoding").map(str::to_ascii_lowercase);
+        Ok(match encoding.as_deref() {
+            None | Some("" | "identity") => Self::Plain(body),
+            Some("gzip" | "x-gzip") => Self::Decoded(Box::new(GzipDecoder::new(reader(body)))),
+            Some("deflate") => Self::Decoded(Box::new(ZlibDecoder::new(reader(body)))),
+            Some(_) => return Err(Failure::Answer("it is compressed in a way that nobody asked for".to_owned())),
+        })
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+    fn is_decoded(&self) -> bool {
+        matches!(self, Self::Decoded(_))
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    /// Some more bytes; nothing after the last ones.
+    async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        match self {
+            Self::Plain(body) => body.next().await,
+            Self::Decoded(decoded) => {
+                let mut bytes = BytesMut::with_capacity(DECODED_BYTES);
+                let count = decoded.read_buf(&mut bytes).await.map_err(|error| Failure::of_reading(&error))?;
+                Ok((count > 0).then(|| bytes.freeze()))
+            }
+        }
+    }
+}
+
+fn reader(body: Body) -> impl AsyncBufRead + Send + Unpin {
+    let pieces = stream::try_unfold(body, |mut body| async move {
+        let piece = body.next().await.map_err(io::Error::other)?;
+        Ok::<_, io::Error>(piece.map(|piece| (piece, body)))
+    });
+    StreamReader::new(Box::pin(pieces))
+}
+
+/// One request, from its head to the end of its answer.
+struct Call {
+    endpoint: Endpoint,
+    caller: Caller,
+    metrics: Arc<ConnectorMetrics>,
+    is_open: bool,
+}
+
+impl Call {
+    fn end(&mut self, told: &str) {
+        if std::mem::take(&mut self.is_open) {
+            self.metrics.egress.request(self.endpoint.as_str(), told);
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        tracing::debug!(endpoint = self.endpoint.as_str(), %failure, "a request did not get through");
+        self.end(&failure.kind());
+        self.caller.note_failure(failure);
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end("abandoned");
     }
 }

@@ -1,39 +1,40 @@
 //! The proxy on loopback: who may use it, and for which host.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine as _};
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::body::Incoming;
-use hyper::header::{HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
-use socket2::{SockRef, Socket};
+use socket2::SockRef;
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::forward::Forwarder;
-use super::upstream::{self, Settings, SettingsError};
-use super::{Endpoint, Failure, HOST, PORT};
+use super::forward::{self, Forwarder};
+use super::head::{Head, HeadError, RequestLine};
+use super::upstream::{Settings, SettingsError, Upstream};
+use super::{Failure, HOST, PORT};
 use crate::metrics::ConnectorMetrics;
 
 /// A client has this long to say who it is and where it wants to go, then to speak TLS, then to send a request's head.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
-const HEADER_BYTES_MAX: usize = 16 * 1024;
-/// Of a request's head, and of what is written of an answer at once.
-const BUFFER_BYTES_MAX: usize = 64 * 1024;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of what a client says to its proxy.
+const PROXY_HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Of a request within TLS.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// A client that was answered has this long to hang up by itself, and is listened to for so much of what it still says: an end
+/// before that could take the answer with it.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+const FAREWELL_BYTES_MAX: u64 = 1 << 20;
 /// A connection lives no longer than a request's time limit and this.
 const GRACE: Duration = Duration::from_secs(10);
 /// More connections wait in the system's own queue. The SDK host has one for each of its calls.
@@ -41,10 +42,8 @@ const CONNECTIONS_MAX: usize = 512;
 /// Waiting after `accept` failed, most likely for want of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
 const PASSWORD_BYTES: usize = 24;
-/// The name that goes with the password; it says nothing.
-const USER: &str = "sdk-host";
-/// Failures remembered for each SDK host. There are few calls at a time.
-const FAILURES_MAX: usize = 64;
+/// Calls of which something is remembered for each SDK host. There are few at a time.
+const CALLS_MAX: usize = 64;
 
 /// A connector's way out. It listens from the first [`Guard::admit`] until the last handle is dropped.
 #[derive(Clone)]
@@ -72,37 +71,59 @@ struct Inside {
 }
 
 /// An SDK host that may use the guard.
-pub(super) struct Admitted {
-    /// What stands in `proxy-authorization`.
-    authorization: String,
-    failures: Mutex<Vec<(Instant, Endpoint, Failure)>>,
+struct Admitted {
+    password: String,
+    /// The newest last.
+    calls: Mutex<VecDeque<(u64, Seen)>>,
 }
 
 impl Admitted {
-    pub fn note(&self, endpoint: Endpoint, failure: Failure) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if failures.len() == FAILURES_MAX {
-            failures.remove(0);
-        }
-        failures.push((Instant::now(), endpoint, failure));
+    fn calls(&self) -> MutexGuard<'_, VecDeque<(u64, Seen)>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The connection to the library.
-pub(super) struct Client(Socket);
+/// What the guard saw of one call of the library's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Why it did not get through, if it did not.
+    pub failure: Option<Failure>,
+    /// How long the whole file is of which a part came, in bytes as WeCom sends them: enciphered, with 1 to 16 bytes of padding.
+    pub file_bytes: Option<u64>,
+}
 
-impl Client {
-    /// Has the connection end with a reset. The library takes any other end for that of an answer whose length it was not told,
-    /// also where TLS did not end (measured).
-    pub fn reset_at_end(&self) {
-        let _ = self.0.set_linger(Some(Duration::ZERO));
+/// Who makes a request: a call of the library's in an SDK host.
+pub(super) struct Caller {
+    admitted: Arc<Admitted>,
+    call: u64,
+}
+
+impl Caller {
+    pub fn note_failure(&self, failure: Failure) {
+        self.note(|seen| seen.failure = Some(failure));
+    }
+
+    pub fn note_file_bytes(&self, bytes: u64) {
+        self.note(|seen| seen.file_bytes = Some(bytes));
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Seen)) {
+        let mut calls = self.admitted.calls();
+        if let Some((_, seen)) = calls.iter_mut().find(|(call, _)| *call == self.call) {
+            return note(seen);
+        }
+        if calls.len() == CALLS_MAX {
+            calls.pop_front();
+        }
+        let mut seen = Seen::default();
+        note(&mut seen);
+        calls.push_back((self.call, seen));
     }
 }
 
 /// One SDK host's leave to use the guard, which ends when this is dropped.
 pub struct Pass {
     address: SocketAddr,
-    password: String,
     admitted: Arc<Admitted>,
     inside: Arc<Inside>,
 }
@@ -111,10 +132,10 @@ impl Guard {
     /// Reads roots and makes the certificate that the library is shown; nothing listens yet.
     pub fn new(settings: &Settings, metrics: Arc<ConnectorMetrics>) -> Result<Self, SettingsError> {
         let timeout = Duration::from_millis(settings.timeout_ms);
-        let client = upstream::client(settings, metrics.clone())?;
+        let upstream = Upstream::new(settings, metrics.clone())?;
         let inside = Arc::new(Inside {
             tls: acceptor()?,
-            forwarder: Forwarder::new(client, timeout, metrics.clone()),
+            forwarder: Forwarder::new(upstream, timeout, metrics.clone()),
             admitted: Mutex::default(),
             metrics,
             connection_timeout: timeout + GRACE,
@@ -131,12 +152,11 @@ impl Guard {
         let listening = self.0.listening.get_or_try_init(|| Listening::start(self.0.inside.clone())).await?;
         let mut random = [0; PASSWORD_BYTES];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("there are no random numbers"))?;
-        let password = format!("{USER}:{}", BASE64_URL_SAFE_NO_PAD.encode(random));
-        let authorization = format!("Basic {}", BASE64_STANDARD.encode(&password));
-        let admitted = Arc::new(Admitted { authorization, failures: Mutex::default() });
+        let password = BASE64_URL_SAFE_NO_PAD.encode(random);
+        let admitted = Arc::new(Admitted { password, calls: Mutex::default() });
         let inside = self.0.inside.clone();
         inside.admitted().push(admitted.clone());
-        Ok(Pass { address: listening.address, password, admitted, inside })
+        Ok(Pass { address: listening.address, admitted, inside })
     }
 }
 
@@ -153,19 +173,22 @@ impl Pass {
         self.address
     }
 
-    /// `user:password`, as the library takes it.
+    /// The host's password; the name before it is the number of the call, see [`proxy_password`].
     pub fn password(&self) -> &str {
-        &self.password
+        &self.admitted.password
     }
 
-    /// The last failure since `start` of a request for `endpoint`, or of one for the token that it needs.
-    pub fn failure_since(&self, start: Instant, endpoint: Endpoint) -> Option<Failure> {
-        let failures = self.admitted.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut latest = failures.iter().rev().take_while(|(at, ..)| *at >= start);
-        latest
-            .find(|(_, found, _)| *found == endpoint || *found == Endpoint::Token)
-            .map(|(_, _, failure)| failure.clone())
+    /// What was seen of the call of this number. Told once.
+    pub fn seen(&self, call: u64) -> Seen {
+        let mut calls = self.admitted.calls();
+        let found = calls.iter().position(|(found, _)| *found == call);
+        found.and_then(|at| calls.remove(at)).map(|(_, seen)| seen).unwrap_or_default()
     }
+}
+
+/// What a call of the library's says to the guard, `user:password`: the number is how the guard knows which call it is.
+pub fn proxy_password(call: u64, password: &str) -> String {
+    format!("{call}:{password}")
 }
 
 impl Drop for Pass {
@@ -217,7 +240,7 @@ async fn accept(listener: TcpListener, inside: Arc<Inside>, stop: CancellationTo
                 let (inside, stop) = (inside.clone(), stop.clone());
                 tokio::spawn(async move {
                     let _place = place;
-                    stop.run_until_cancelled(inside.connection(stream, stop.clone())).await;
+                    stop.run_until_cancelled(inside.connection(stream)).await;
                 });
             }
             Err(error) => {
@@ -234,32 +257,31 @@ impl Inside {
     }
 
     /// What a client says to its proxy, and all that comes after.
-    async fn connection(self: Arc<Self>, stream: TcpStream, stop: CancellationToken) {
-        let _ = stream.set_nodelay(true);
-        let Ok(socket) = SockRef::from(&stream).try_clone() else { return };
-        let client = Arc::new(Client(socket));
-        let service = service_fn(move |request| {
-            let (inside, client, stop) = (self.clone(), client.clone(), stop.clone());
-            async move { Ok::<_, std::convert::Infallible>(inside.connect(request, client, stop)) }
-        });
+    async fn connection(self: Arc<Self>, tcp: TcpStream) {
+        let _ = tcp.set_nodelay(true);
+        let mut stream = BufReader::new(tcp);
         // An error here is a client that went away or spoke no HTTP: nothing to do, and nothing to fill a log with.
-        let _ = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_READ_TIMEOUT)
-            .max_buf_size(HEADER_BYTES_MAX)
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades()
-            .await;
+        let Some(head) = read_head(&mut stream, PROXY_HEAD_BYTES_MAX).await else { return };
+        let caller = match head.and_then(|head| self.connect(&head)) {
+            Ok(caller) => caller,
+            Err(status) => {
+                let answered = match status {
+                    PROXY_AUTHENTICATION_REQUIRED => stream.write_all(ASKS_FOR_PASSWORD).await.is_ok(),
+                    status => forward::answer(&mut stream, status).await.is_ok(),
+                };
+                return if answered {
+                    farewell(stream).await
+                };
+            }
+        };
+        if stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.is_ok() {
+            let _ = tokio::time::timeout(self.connection_timeout, self.serve(stream, caller)).await;
+        }
     }
 
-    fn connect(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        client: Arc<Client>,
-        stop: CancellationToken,
-    ) -> Response<Empty<Bytes>> {
-        let Some(admitted) = self.who(&request) else {
+    /// Who wants to be led to WeCom, or the status of a refusal.
+    fn connect(&self, head: &Head) -> Result<Caller, u16> {
+        let Some(caller) = self.who(head) else {
             self.metrics.egress.refused("password");
             if !self.is_stranger_told.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
@@ -267,55 +289,73 @@ impl Inside {
                      once, and counted in egress_refusals_total"
                 );
             }
-            let mut response = answer(StatusCode::PROXY_AUTHENTICATION_REQUIRED);
-            response.headers_mut().insert(PROXY_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"sdk-host\""));
-            return response;
+            return Err(PROXY_AUTHENTICATION_REQUIRED);
         };
-        let authority = request.uri().authority().map(|authority| (authority.host(), authority.port_u16()));
-        if request.method() != Method::CONNECT || authority != Some((HOST, Some(PORT))) {
+        let target = format!("{HOST}:{PORT}");
+        if head.request_line() != Some(RequestLine { method: "CONNECT", target: &target }) {
             self.metrics.egress.refused("host");
-            tracing::warn!("the vendor's library wanted to go elsewhere than to {HOST}:{PORT} and was refused");
-            return answer(StatusCode::FORBIDDEN);
+            tracing::warn!("the vendor's library wanted to go elsewhere than to {target} and was refused");
+            return Err(403);
         }
-        tokio::spawn(async move {
-            let timeout = self.connection_timeout;
-            stop.run_until_cancelled(tokio::time::timeout(timeout, self.serve(request, client, admitted))).await
-        });
-        answer(StatusCode::OK)
+        Ok(caller)
     }
 
-    /// Whose password the request has. All are compared, each in constant time.
-    fn who(&self, request: &Request<Incoming>) -> Option<Arc<Admitted>> {
-        let given = request.headers().get(PROXY_AUTHORIZATION)?.as_bytes();
+    /// Whose password the head has. All are compared, each in constant time.
+    fn who(&self, head: &Head) -> Option<Caller> {
+        let given = head.text("proxy-authorization")?.strip_prefix("Basic ")?;
+        let given = String::from_utf8(BASE64_STANDARD.decode(given).ok()?).ok()?;
+        let (call, password) = given.split_once(':')?;
         let is_given = |admitted: &Admitted| {
-            aws_lc_rs::constant_time::verify_slices_are_equal(admitted.authorization.as_bytes(), given).is_ok()
+            let own = admitted.password.as_bytes();
+            aws_lc_rs::constant_time::verify_slices_are_equal(own, password.as_bytes()).is_ok()
         };
-        self.admitted()
+        let admitted = self
+            .admitted()
             .iter()
-            .fold(None, |found, admitted| if is_given(admitted) { Some(admitted.clone()) } else { found })
+            .fold(None, |found, admitted| if is_given(admitted) { Some(admitted.clone()) } else { found })?;
+        Some(Caller { admitted, call: call.parse().ok()? })
     }
 
-    /// What the library says within its TLS.
-    async fn serve(self: Arc<Self>, request: Request<Incoming>, client: Arc<Client>, admitted: Arc<Admitted>) {
-        let Ok(stream) = hyper::upgrade::on(request).await else { return };
-        let handshake = tokio::time::timeout(HEADER_READ_TIMEOUT, self.tls.accept(TokioIo::new(stream)));
-        let Ok(Ok(stream)) = handshake.await else { return };
-        let service = service_fn(move |request| {
-            let (inside, client, admitted) = (self.clone(), client.clone(), admitted.clone());
-            async move { Ok::<_, std::convert::Infallible>(inside.forwarder.forward(request, client, admitted).await) }
-        });
-        let _ = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_READ_TIMEOUT)
-            .max_buf_size(BUFFER_BYTES_MAX)
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(stream), service)
-            .await;
+    /// What the library says within its TLS: one request.
+    async fn serve(&self, stream: BufReader<TcpStream>, caller: Caller) {
+        // The library takes any other end than a reset for that of an answer whose length it was not told, also where TLS did not
+        // end (measured). Whatever happens to this task, what is cut is a reset.
+        let _ = SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO));
+        let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, self.tls.accept(stream)).await else { return };
+        let (from, mut to) = tokio::io::split(stream);
+        let mut from = BufReader::new(from);
+        let Some(head) = read_head(&mut from, HEAD_BYTES_MAX).await else { return };
+        let answered = match head {
+            Ok(head) => self.forwarder.forward(&head, &mut from, &mut to, caller).await,
+            Err(status) => forward::answer(&mut to, status).await,
+        };
+        if let Ok(()) = answered {
+            let stream: TlsStream<BufReader<TcpStream>> = from.into_inner().unsplit(to);
+            let _ = SockRef::from(stream.get_ref().0.get_ref()).set_linger(None);
+            farewell(stream).await;
+        }
     }
 }
 
-fn answer(status: StatusCode) -> Response<Empty<Bytes>> {
-    let mut response = Response::new(Empty::new());
-    *response.status_mut() = status;
-    response
+const PROXY_AUTHENTICATION_REQUIRED: u16 = 407;
+const ASKS_FOR_PASSWORD: &[u8] =
+    b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"sdk-host\"\r\n\
+    Content-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// A head, or the status of what is wrong with it; nothing where the client went away, or took too long.
+async fn read_head(from: &mut (impl AsyncBufRead + Unpin), bytes_max: usize) -> Option<Result<Head, u16>> {
+    match tokio::time::timeout(HEAD_TIMEOUT, Head::read(from, bytes_max)).await.ok()? {
+        Ok(head) => Some(Ok(head)),
+        Err(HeadError::NoHttp) => Some(Err(400)),
+        Err(HeadError::TooLong(_)) => Some(Err(431)),
+        Err(HeadError::Nothing | HeadError::Cut | HeadError::Io(_)) => None,
+    }
+}
+
+/// Ends a connection so that all that was written arrives.
+async fn farewell(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    if stream.shutdown().await.is_ok() {
+        let mut rest = stream.take(FAREWELL_BYTES_MAX);
+        let _ = tokio::time::timeout(FAREWELL_TIMEOUT, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+    }
 }

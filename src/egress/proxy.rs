@@ -9,6 +9,7 @@ use hyper::Uri;
 use hyper::header::HeaderValue;
 use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
 use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::TokioIo;
 use secrecy::{ExposeSecret, SecretString};
 use tower_service::Service;
 
@@ -84,21 +85,21 @@ impl Proxy {
 
     /// Has the proxy at the other end of `stream` lead on to `target`.
     pub async fn lead(&self, stream: Stream, target: Uri) -> Result<Stream, Failure> {
-        let stream = Made(Some(stream));
+        let stream = Made(Some(TokioIo::new(stream)));
         match &self.kind {
             Kind::Http(authorization) => {
                 let mut tunnel = Tunnel::new(self.uri.clone(), stream);
                 if let Some(authorization) = authorization {
                     tunnel = tunnel.with_auth(authorization.clone());
                 }
-                tunnel.call(target).await.map_err(|error| self.failure(&error))
+                Ok(tunnel.call(target).await.map_err(|error| self.failure(&error))?.into_inner())
             }
             Kind::Socks(account) => {
                 let mut socks = SocksV5::new(self.uri.clone(), stream);
                 if let Some((user, password)) = account {
                     socks = socks.with_auth(user.clone(), password.expose_secret().to_owned());
                 }
-                socks.call(target).await.map_err(|error| self.failure(&error))
+                Ok(socks.call(target).await.map_err(|error| self.failure(&error))?.into_inner())
             }
         }
     }
@@ -127,12 +128,12 @@ fn basic(password: &SecretString) -> Result<HeaderValue, SettingsError> {
 }
 
 /// A stream that is made already, for those who make one themselves.
-struct Made(Option<Stream>);
+struct Made(Option<TokioIo<Stream>>);
 
 impl Service<Uri> for Made {
-    type Response = Stream;
+    type Response = TokioIo<Stream>;
     type Error = io::Error;
-    type Future = Ready<io::Result<Stream>>;
+    type Future = Ready<io::Result<TokioIo<Stream>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))

@@ -1,29 +1,21 @@
 //! Connections to WeCom: verified TLS, through the user's proxy where there is one, kept for the next call.
 
-use std::fmt;
-use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::BoxFuture;
-use http_body_util::Full;
 use hyper::Uri;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::pki_types::ServerName;
 use secrecy::SecretString;
-use tokio::io::BufReader;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_util::io::{InspectReader, InspectWriter};
 use tower_service::Service;
 
+use super::exchange::{Body, Connection};
+use super::head::{Head, HeadError};
 use super::proxy::Proxy;
 use super::{Failure, HOST, PORT, trust};
 use crate::metrics::ConnectorMetrics;
@@ -35,8 +27,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 const IDLE_CONNECTIONS_MAX: usize = 16;
 /// What is read at once. TLS by itself reads 4 KiB at a time.
 const READ_BYTES: usize = 64 * 1024;
-const HEADERS_MAX: usize = 100;
-const HEADER_BYTES_MAX: usize = 64 * 1024;
 
 /// How the guard reaches WeCom.
 #[derive(Debug, Clone, Default)]
@@ -71,45 +61,75 @@ pub enum SettingsError {
     Tls(String),
 }
 
-pub(super) type HttpClient = Client<Connector, Full<Bytes>>;
-
-/// A client whose every connection goes to WeCom, whatever host a request names.
-pub fn client(settings: &Settings, metrics: Arc<ConnectorMetrics>) -> Result<HttpClient, SettingsError> {
-    let target: Uri = match &settings.upstream {
-        Some(upstream) => format!("https://{upstream}").parse().map_err(|_| SettingsError::Upstream)?,
-        None => format!("https://{HOST}:{PORT}").parse().map_err(|_| SettingsError::Upstream)?,
-    };
-    let proxy = match &settings.proxy {
-        Some(address) => Some(Proxy::new(address, settings.proxy_password.as_ref())?),
-        None => Proxy::of_environment(&target)?,
-    };
-    let tls = trust::client_config(settings.ca_file.as_deref())?;
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    let connector = Connector(Arc::new(Way { proxy, target, tcp, tls: Arc::new(tls).into(), metrics }));
-    Ok(Client::builder(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-        .http1_max_headers(HEADERS_MAX)
-        .http1_max_buf_size(HEADER_BYTES_MAX)
-        .build(connector))
-}
-
-#[derive(Clone)]
-pub struct Connector(Arc<Way>);
-
-struct Way {
+/// Connections to WeCom, whatever host a request names.
+pub struct Upstream {
     proxy: Option<Proxy>,
     target: Uri,
     tcp: HttpConnector,
     tls: TlsConnector,
     metrics: Arc<ConnectorMetrics>,
+    /// Between two answers, with the time of the last one. The newest is the last.
+    idle: Mutex<Vec<(Instant, Connection)>>,
 }
 
-impl Way {
+impl Upstream {
+    /// Reads roots and what the environment says of proxies; nothing is connected yet.
+    pub fn new(settings: &Settings, metrics: Arc<ConnectorMetrics>) -> Result<Self, SettingsError> {
+        let target: Uri = match &settings.upstream {
+            Some(upstream) => format!("https://{upstream}").parse().map_err(|_| SettingsError::Upstream)?,
+            None => format!("https://{HOST}:{PORT}").parse().map_err(|_| SettingsError::Upstream)?,
+        };
+        let proxy = match &settings.proxy {
+            Some(address) => Some(Proxy::new(address, settings.proxy_password.as_ref())?),
+            None => Proxy::of_environment(&target)?,
+        };
+        let tls = Arc::new(trust::client_config(settings.ca_file.as_deref())?).into();
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        Ok(Self { proxy, target, tcp, tls, metrics, idle: Mutex::default() })
+    }
+
+    /// The head of the answer, and what its body is read from. Dropped half-way, it leaves nothing behind.
+    pub async fn ask(&self, request: &[u8]) -> Result<(Head, Body), Failure> {
+        // A kept connection may end at the moment it is used again. All requests only read: once more does no harm.
+        while let Some(connection) = self.kept() {
+            match connection.ask(request).await {
+                Err(HeadError::Nothing | HeadError::Cut | HeadError::Io(_)) => {}
+                answer => {
+                    self.metrics.egress.connections_reused.inc();
+                    return Ok(answer?);
+                }
+            }
+        }
+        let timeout = Failure::Timeout(CONNECT_TIMEOUT.as_millis() as u64);
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await.unwrap_or(Err(timeout))?;
+        Ok(Connection::new(stream, READ_BYTES).ask(request).await?)
+    }
+
+    /// Takes back a connection whose answer is read to its end.
+    pub fn keep(&self, body: Body) {
+        if let Some(connection) = body.into_connection() {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() == IDLE_CONNECTIONS_MAX {
+                idle.remove(0);
+            }
+            idle.push((Instant::now(), connection));
+        }
+    }
+
+    /// The connection that was used last, if it can be used again.
+    fn kept(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(since, _)| since.elapsed() < IDLE_TIMEOUT);
+        while let Some((_, mut connection)) = idle.pop() {
+            if connection.is_silent() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
     async fn connect(&self) -> Result<Stream, Failure> {
         let stream = match &self.proxy {
             None => self.dial(self.target.clone()).await?,
@@ -134,91 +154,21 @@ impl Way {
         let (received, sent) = (self.metrics.egress.bytes_received.clone(), self.metrics.egress.bytes_sent.clone());
         let counted = InspectReader::new(tcp.into_inner(), move |bytes: &[u8]| received.inc_by(bytes.len() as u64));
         let counted = InspectWriter::new(counted, move |bytes: &[u8]| sent.inc_by(bytes.len() as u64));
-        Ok(Stream::new(TokioIo::new(counted)))
+        Ok(Box::new(counted))
     }
 
     /// TLS with the one who has a certificate for `host`. Nothing but the handshake is sent before that is certain.
     async fn handshake(&self, stream: Stream, host: &str) -> Result<Stream, Failure> {
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
             .map_err(|_| Failure::Tls { peer: host.to_owned(), reason: "it has no name of a host".to_owned() })?;
-        let tls = self.tls.connect(name, BufReader::with_capacity(READ_BYTES, TokioIo::new(stream))).await;
-        Ok(Stream::new(TokioIo::new(tls.map_err(|error| Failure::of_handshake(host, &error))?)))
+        let tls = self.tls.connect(name, BufReader::with_capacity(READ_BYTES, stream)).await;
+        Ok(Box::new(tls.map_err(|error| Failure::of_handshake(host, &error))?))
     }
 }
 
-impl Service<Uri> for Connector {
-    type Response = Stream;
-    type Error = Failure;
-    type Future = BoxFuture<'static, Result<Stream, Failure>>;
+/// What a connection is made of.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        Poll::Ready(Ok(()))
-    }
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let way = self.0.clone();
-        Box::pin(async move {
-            let timeout = Failure::Timeout(CONNECT_TIMEOUT.as_millis() as u64);
-            tokio::time::timeout(CONNECT_TIMEOUT, way.connect()).await.unwrap_or(Err(timeout))
-        })
-    }
-}
-
-/// Whether a connection has carried a request before. Stands in every answer.
-#[derive(Debug, Clone, Default)]
-pub struct Used(Arc<AtomicBool>);
-
-impl Used {
-    /// Tells, and from now on it has.
-    pub fn take(&self) -> bool {
-        self.0.swap(true, Ordering::Relaxed)
-    }
-}
-
-trait Io: Read + Write + Send + Unpin {}
-
-impl<T: Read + Write + Send + Unpin> Io for T {}
-
-/// A connection, whatever it is made of.
-pub struct Stream {
-    io: Box<dyn Io>,
-    used: Used,
-}
-
-impl Stream {
-    fn new(io: impl Read + Write + Send + Unpin + 'static) -> Self {
-        Self { io: Box::new(io), used: Used::default() }
-    }
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        Connected::new().extra(self.used.clone())
-    }
-}
-
-impl fmt::Debug for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream").finish_non_exhaustive()
-    }
-}
-
-impl Read for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.io).poll_read(cx, buffer)
-    }
-}
-
-impl Write for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.io).poll_shutdown(cx)
-    }
-}
+pub type Stream = Box<dyn Io>;

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use super::code;
 use super::frame::{Account, Request, Response, SealedMessage, SealedRef};
 use super::process::{Death, OpenError, Process};
-use crate::egress::{Endpoint, Failure, Guard};
+use crate::egress::{Failure, Guard, Seen};
 use crate::metrics::ConnectorMetrics;
 
 pub const GET_CHAT_DATA: &str = "GetChatData";
@@ -74,6 +74,8 @@ pub struct MediaChunk {
     /// Opaque; asks for the next chunk.
     pub next_index: Vec<u8>,
     pub is_finish: bool,
+    /// How long WeCom says that the whole file is, enciphered: with 1 to 16 bytes of padding. Only the egress guard can tell.
+    pub file_bytes: Option<u64>,
 }
 
 /// A connector's way to the library. Cheap to clone; all clones share one host, which starts with the first call.
@@ -120,10 +122,10 @@ impl SdkClient {
     pub async fn get_chat_data(&self, seq: u64, limit: u32) -> Result<Vec<u8>, SdkError> {
         let mut attempts = 0;
         loop {
-            let (host, started) = (self.host().await?, Instant::now());
+            let host = self.host().await?;
             match self.ask(&host, GET_CHAT_DATA, Request::GetChatData { seq, limit }, self.network_timeout()).await {
-                Ok(Response::ChatData(bytes)) => return Ok(bytes),
-                Ok(other) => return Err(self.failure(&host, GET_CHAT_DATA, started, other)),
+                Ok((Response::ChatData(bytes), _)) => return Ok(bytes),
+                Ok((other, seen)) => return Err(failure(&host, GET_CHAT_DATA, other, seen)),
                 Err(death) => {
                     attempts += 1;
                     if attempts == ATTEMPTS_MAX {
@@ -143,28 +145,21 @@ impl SdkClient {
         let request = || Request::GetMediaData { sdkfileid, index };
         let timeout = self.network_timeout();
         for _ in 1..ATTEMPTS_MAX {
-            let (host, started) = (self.host().await?, Instant::now());
-            if let Ok(response) = self.ask(&host, GET_MEDIA_DATA, request(), timeout).await {
-                return self.media(&host, started, response);
+            let host = self.host().await?;
+            if let Ok((response, seen)) = self.ask(&host, GET_MEDIA_DATA, request(), timeout).await {
+                return media(&host, response, seen);
             }
         }
         let mut last = String::new();
         for _ in 0..CONFIRMATIONS_MAX {
-            let (host, started) = (self.fresh_host().await?, Instant::now());
+            let host = self.fresh_host().await?;
             match self.ask(&host, GET_MEDIA_DATA, request(), timeout).await {
-                Ok(response) => return self.media(&host, started, response),
+                Ok((response, seen)) => return media(&host, response, seen),
                 Err(Death::Killed(reason)) => last = reason,
                 Err(death) => return Err(SdkError::Crash { function: GET_MEDIA_DATA, reason: death.to_string() }),
             }
         }
         Err(SdkError::Unavailable(format!("the SDK host is {last}, again and again")))
-    }
-
-    fn media(&self, host: &Process, started: Instant, response: Response) -> Result<MediaChunk, SdkError> {
-        match response {
-            Response::Media { data, next_index, is_finish } => Ok(MediaChunk { data, next_index, is_finish }),
-            other => Err(self.failure(host, GET_MEDIA_DATA, started, other)),
-        }
     }
 
     /// Decrypts messages; results are in the order of `messages`, one for each.
@@ -241,11 +236,11 @@ impl SdkClient {
 
     /// Makes a new sdk object, with a new token: an object goes on using a dead token for ever (measured).
     pub async fn renew(&self) -> Result<(), SdkError> {
-        let (host, started) = (self.host().await?, Instant::now());
+        let host = self.host().await?;
         match self.ask(&host, "Init", Request::Renew, GRACE).await {
             // A host that died of it comes back with a new object.
-            Ok(Response::Opened { .. }) | Err(_) => Ok(()),
-            Ok(other) => Err(self.failure(&host, "Init", started, other)),
+            Ok((Response::Opened { .. }, _)) | Err(_) => Ok(()),
+            Ok((other, seen)) => Err(failure(&host, "Init", other, seen)),
         }
     }
 
@@ -253,49 +248,36 @@ impl SdkClient {
         Duration::from_secs(u64::try_from(self.0.account.timeout_s).unwrap_or_default()) + GRACE
     }
 
-    /// One request with one answer, within `timeout`.
+    /// One request with one answer, within `timeout`, and what the guard saw of it.
     async fn ask(
         &self,
         host: &Arc<Process>,
         function: &'static str,
         request: Request<'_>,
         timeout: Duration,
-    ) -> Result<Response, Death> {
-        let answer = async { host.call(request).await?.answer().await };
+    ) -> Result<(Response, Seen), Death> {
+        let answer = async {
+            let mut call = host.call(request).await?;
+            Ok((call.answer().await?, call.number))
+        };
         let answer = match tokio::time::timeout(timeout, answer).await {
             Ok(answer) => answer,
             Err(_) => Err(self.hang(host, function, timeout).await),
         };
-        let response = answer.inspect_err(|death| self.0.metrics.sdk_call(function, death.kind()))?;
+        let (response, call) = answer.inspect_err(|death| self.0.metrics.sdk_call(function, death.kind()))?;
         self.0.losses.store(0, Ordering::Relaxed);
         match response {
             Response::ChatData(_) => {}
             Response::Failed { code } => self.0.metrics.sdk_call(function, code),
             _ => self.0.metrics.sdk_call(function, 0),
         }
-        Ok(response)
+        Ok((response, host.pass.as_ref().map(|pass| pass.seen(call)).unwrap_or_default()))
     }
 
     async fn hang(&self, host: &Process, function: &str, timeout: Duration) -> Death {
         host.kill(format!("did not answer within {} s", timeout.as_secs()));
         tracing::warn!(host = host.id, function, "the SDK host hangs and is killed");
         host.died().await
-    }
-
-    /// An answer that is not the one asked for, to a call that was made at `started`.
-    fn failure(&self, host: &Process, function: &'static str, started: Instant, response: Response) -> SdkError {
-        match response {
-            Response::Failed { code } => {
-                let endpoint = if function == GET_CHAT_DATA { Endpoint::Pages } else { Endpoint::Files };
-                let pass = host.pass.as_ref().filter(|_| code == code::NETWORK);
-                let cause = pass.and_then(|pass| pass.failure_since(started, endpoint));
-                SdkError::Code { function, code, cause }
-            }
-            other => {
-                host.kill("answered something else than was asked".into());
-                SdkError::Crash { function, reason: format!("answered {} to it", kind(&other)) }
-            }
-        }
     }
 
     /// The shared host; a new one if it is lost, after a delay that grows with each host lost without an answer.
@@ -360,6 +342,28 @@ impl From<OpenError> for SdkError {
         match error {
             OpenError::Start(_) => Self::Unavailable(error.to_string()),
             OpenError::Library(_) | OpenError::Init(_) => Self::Configuration(error.to_string()),
+        }
+    }
+}
+
+fn media(host: &Process, response: Response, seen: Seen) -> Result<MediaChunk, SdkError> {
+    match response {
+        Response::Media { data, next_index, is_finish } => {
+            Ok(MediaChunk { data, next_index, is_finish, file_bytes: seen.file_bytes })
+        }
+        other => Err(failure(host, GET_MEDIA_DATA, other, seen)),
+    }
+}
+
+/// An answer that is not the one asked for.
+fn failure(host: &Process, function: &'static str, response: Response, seen: Seen) -> SdkError {
+    match response {
+        Response::Failed { code } => {
+            SdkError::Code { function, code, cause: seen.failure.filter(|_| code == code::NETWORK) }
+        }
+        other => {
+            host.kill("answered something else than was asked".into());
+            SdkError::Crash { function, reason: format!("answered {} to it", kind(&other)) }
         }
     }
 }

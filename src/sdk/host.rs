@@ -14,6 +14,7 @@ use rustix::process::Signal;
 use super::confinement;
 use super::ffi::{self, Library, MediaData, Network, ReturnCode, Sdk};
 use super::frame::{self, Account, Request, Response};
+use crate::egress;
 
 /// Serves the worker until it goes away.
 ///
@@ -79,8 +80,23 @@ struct Loaded {
 struct Session {
     library: Arc<Library>,
     account: Arc<Account>,
-    network: Arc<Network>,
     sdk: Arc<Sdk>,
+}
+
+impl Session {
+    /// Of the call of this number, by which the guard knows it.
+    fn network(&self, call: u64) -> Network {
+        let account = &self.account;
+        let password = match account.guard_port {
+            Some(_) => egress::proxy_password(call, &account.proxy_password),
+            None => account.proxy_password.clone(),
+        };
+        Network {
+            proxy: CString::new(account.proxy.as_str()).unwrap_or_default(),
+            proxy_password: CString::new(password).unwrap_or_default(),
+            timeout_s: account.timeout_s,
+        }
+    }
 }
 
 impl Host {
@@ -111,12 +127,12 @@ impl Host {
             }
             Request::GetChatData { seq, limit } => {
                 let session = self.session()?;
-                let result = session.sdk.get_chat_data(seq, limit, &session.network);
+                let result = session.sdk.get_chat_data(seq, limit, &session.network(call));
                 self.answer(call, result.map_or_else(failed, Response::ChatData))
             }
             Request::GetMediaData { sdkfileid, index } => {
                 let session = self.session()?;
-                let result = session.sdk.get_media_data(sdkfileid, index, &session.network);
+                let result = session.sdk.get_media_data(sdkfileid, index, &session.network(call));
                 self.answer(
                     call,
                     result.map_or_else(failed, |MediaData { data, next_index, is_finish }| Response::Media {
@@ -150,20 +166,10 @@ impl Host {
         let mut session = self.session.write().unwrap_or_else(PoisonError::into_inner);
         // The old object goes before the new one comes.
         drop(session.take());
-        let network = Network {
-            proxy: CString::new(account.proxy.as_str()).unwrap_or_default(),
-            proxy_password: CString::new(account.proxy_password.as_str()).unwrap_or_default(),
-            timeout_s: account.timeout_s,
-        };
         let opened = Response::Opened { library: library.path().display().to_string(), unconfined };
         match Sdk::init(&library, &account.corp_id, &account.secret) {
             Ok(sdk) => {
-                *session = Some(Session {
-                    library,
-                    account: Arc::new(account),
-                    network: Arc::new(network),
-                    sdk: Arc::new(sdk),
-                });
+                *session = Some(Session { library, account: Arc::new(account), sdk: Arc::new(sdk) });
                 opened
             }
             Err(code) => failed(code),

@@ -129,7 +129,8 @@ impl Calls {
 #[derive(Debug)]
 pub struct Call<'a> {
     process: &'a Process,
-    number: u64,
+    /// By which the guard knows it.
+    pub number: u64,
     answers: mpsc::Receiver<Response>,
 }
 

@@ -24,6 +24,12 @@ use crate::storage::{PART_BYTES, StorageError, Store};
 /// The error code of the API behind 10010 (doc 91774): no such file, or no longer.
 const FILE_EXPIRED: i32 = 301_048;
 
+/// The library asks for so many bytes of a file at once (measured), enciphered ones.
+const CHUNK_BYTES_MAX: u64 = 512 * 1024;
+
+/// What enciphering adds to a file (measured: PKCS#7 with blocks of 16 bytes).
+const PADDING_BYTES_MAX: u64 = 16;
+
 /// Chunks without a byte in a row, each under a new index, before a file is taken not to end.
 const EMPTY_CHUNKS_MAX: u32 = 64;
 
@@ -74,11 +80,14 @@ pub struct StoredFile {
     pub is_reused: bool,
 }
 
-/// How a file differs from what its message declares.
+/// Why a file that came is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mismatch {
     Md5,
     Size,
+    /// The message declares neither, WeCom's own word of the length is not known, and the last part is as long as a part can be:
+    /// the library takes any part for the last one whose head it cannot read (measured).
+    End,
 }
 
 /// What a failed download calls for.
@@ -112,10 +121,17 @@ pub enum DownloadError {
     /// One chunk, asked for several times.
     #[error("a chunk cannot be had: {0}")]
     Chunk(SdkError),
+    /// The library announces an end that is none, by what WeCom says of the file's length.
+    #[error("the library ends the file after {bytes} bytes, and WeCom says that it has {file_bytes} with its padding")]
+    Short { bytes: u64, file_bytes: u64 },
     #[error("the file does not end: chunks repeat, stay empty or exceed what a store can hold")]
     Endless,
     /// The bytes that came are kept, as evidence.
-    #[error("the stored file is not the declared one: {mismatch:?} differs")]
+    #[error("{}", match mismatch {
+        Mismatch::Md5 => "the stored file is not the declared one: its MD5 differs",
+        Mismatch::Size => "the stored file is not the declared one: its size differs",
+        Mismatch::End => "nothing tells whether the stored file is whole: its message declares neither MD5 nor size",
+    })]
     Mismatch { mismatch: Mismatch, file: Box<StoredFile> },
     #[error("the SDK cannot be used: {0}")]
     Sdk(SdkError),
@@ -130,7 +146,9 @@ impl DownloadError {
         match self {
             Self::Expired(_) => Disposition::Expired,
             Self::Refused(_) => Disposition::Fail,
-            Self::Undecryptable(_) | Self::Crash(_) | Self::Endless | Self::Mismatch { .. } => Disposition::FewTries,
+            Self::Undecryptable(_) | Self::Crash(_) | Self::Short { .. } | Self::Endless | Self::Mismatch { .. } => {
+                Disposition::FewTries
+            }
             Self::Chunk(_) | Self::Storage(StorageError::Length { .. }) => Disposition::Retry,
             Self::Sdk(_) | Self::Storage(_) => Disposition::Wait,
             Self::Stopped => Disposition::Stopped,
@@ -145,9 +163,11 @@ impl DownloadError {
             Self::Undecryptable(_) => "undecryptable",
             Self::Crash(_) => "sdk_crash",
             Self::Chunk(_) => "unreachable",
+            Self::Short { .. } => "short",
             Self::Endless => "endless",
             Self::Mismatch { mismatch: Mismatch::Md5, .. } => "md5_mismatch",
             Self::Mismatch { mismatch: Mismatch::Size, .. } => "size_mismatch",
+            Self::Mismatch { mismatch: Mismatch::End, .. } => "end_unknown",
             Self::Sdk(_) => "sdk",
             Self::Storage(_) => "storage",
             Self::Stopped => "stopped",
@@ -204,12 +224,13 @@ impl<S: ChunkSource> Downloader<S> {
         }
         let _in_flight = self.metrics.media_started();
         let started = Instant::now();
-        let content = self.fetch(file, stop).await?;
+        let (content, end) = self.fetch(file, stop).await?;
         self.metrics.media_fetch_seconds.observe(started.elapsed().as_secs_f64());
         let (is_verified, mismatch) = match (declared_md5, declared_size) {
             (Some(md5), _) if md5 == content.md5 => (true, None),
             (Some(_), _) => (false, Some(Mismatch::Md5)),
             (None, Some(size)) if size != content.size => (false, Some(Mismatch::Size)),
+            (None, None) if end == End::Unknown => (false, Some(Mismatch::End)),
             (None, _) => (false, None),
         };
         if is_verified {
@@ -223,7 +244,11 @@ impl<S: ChunkSource> Downloader<S> {
         }
     }
 
-    async fn fetch(&self, file: &FileRequest<'_>, stop: &CancellationToken) -> Result<StoredContent, DownloadError> {
+    async fn fetch(
+        &self,
+        file: &FileRequest<'_>,
+        stop: &CancellationToken,
+    ) -> Result<(StoredContent, End), DownloadError> {
         let mut chunks = Chunks::new(self, file.sdkfileid, stop);
         let mut head = Vec::new();
         while head.len() < HEAD_BYTES {
@@ -262,8 +287,17 @@ impl<S: ChunkSource> Downloader<S> {
         let size = upload.finish().await?;
         crash_point::reach("upload_done");
         let (md5, sha256) = hashes.finish();
-        Ok(StoredContent { key, size, md5, sha256, content_type: file_type.content_type.to_owned() })
+        let content = StoredContent { key, size, md5, sha256, content_type: file_type.content_type.to_owned() };
+        Ok((content, chunks.end))
     }
+}
+
+/// What a file's last chunk says of its end, by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Known,
+    /// It could as well be a chunk from the file's middle.
+    Unknown,
 }
 
 /// The chunks of one file, in order.
@@ -274,13 +308,14 @@ struct Chunks<'a, S> {
     index: Vec<u8>,
     is_finished: bool,
     bytes: u64,
+    end: End,
     loops: LoopDetector,
 }
 
 impl<'a, S: ChunkSource> Chunks<'a, S> {
     fn new(downloader: &'a Downloader<S>, sdkfileid: &'a str, stop: &'a CancellationToken) -> Self {
         let loops = LoopDetector { anchor: Vec::new(), steps: 0, steps_max: 1 };
-        Self { downloader, sdkfileid, stop, index: Vec::new(), is_finished: false, bytes: 0, loops }
+        Self { downloader, sdkfileid, stop, index: Vec::new(), is_finished: false, bytes: 0, end: End::Known, loops }
     }
 
     /// The next bytes, never none of them; `None` after the last.
@@ -294,6 +329,9 @@ impl<'a, S: ChunkSource> Chunks<'a, S> {
             if self.bytes > PARTS_MAX * PART_BYTES as u64 || (!chunk.is_finish && self.loops.sees(&chunk.next_index)) {
                 return Err(DownloadError::Endless);
             }
+            if chunk.is_finish {
+                self.end = self.judge_end(&chunk)?;
+            }
             self.index = chunk.next_index;
             if !chunk.data.is_empty() {
                 return Ok(Some(chunk.data));
@@ -304,6 +342,18 @@ impl<'a, S: ChunkSource> Chunks<'a, S> {
             }
         }
         Ok(None)
+    }
+
+    fn judge_end(&self, chunk: &MediaChunk) -> Result<End, DownloadError> {
+        let bytes = self.bytes;
+        match chunk.file_bytes {
+            Some(file_bytes) if (bytes..=bytes + PADDING_BYTES_MAX).contains(&file_bytes) => Ok(End::Known),
+            Some(file_bytes) => Err(DownloadError::Short { bytes, file_bytes }),
+            None => {
+                let padding = CHUNK_BYTES_MAX.saturating_sub(chunk.data.len() as u64);
+                Ok(if (1..=PADDING_BYTES_MAX).contains(&padding) { End::Unknown } else { End::Known })
+            }
+        }
     }
 
     /// The chunk under the present index: that one alone is asked for again when it fails.

@@ -259,7 +259,7 @@ impl<'a> Stage<'a> {
                 let (mut index, mut bytes, mut is_finish) = (Vec::new(), 0, false);
                 while !is_finish {
                     match self.client.get_media_data(&self.sdkfileid, &index).await {
-                        Ok(MediaChunk { data, next_index, is_finish: last }) => {
+                        Ok(MediaChunk { data, next_index, is_finish: last, .. }) => {
                             bytes += data.len();
                             answers.push(data.len().to_string());
                             (index, is_finish) = (next_index, last);

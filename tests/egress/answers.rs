@@ -88,7 +88,7 @@ pub const ROWS: [(&str, Script, &str); 18] = [
         "answer",
     ),
     ("status 500", |to| write!(to, "HTTP/1.1 500 Error\r\ncontent-length: 4\r\n\r\nwell").map(|()| After::Keep), "500"),
-    ("no HTTP", |to| to.write_all(b"* OK IMAP4 ready\r\n").map(|()| After::Keep), "cut"),
+    ("no HTTP", |to| to.write_all(b"* OK IMAP4 ready\r\n").map(|()| After::Keep), "answer"),
     ("nothing", |_| Ok(After::Close), "cut"),
     (
         "a head that is too long",
@@ -96,7 +96,7 @@ pub const ROWS: [(&str, Script, &str); 18] = [
             let value = "v".repeat(1_000_000);
             write!(to, "HTTP/1.1 200 OK\r\nx: {value}\r\ncontent-length: 0\r\n\r\n").map(|()| After::Keep)
         },
-        "cut",
+        "answer",
     ),
     (
         "a head without an end",
@@ -106,7 +106,7 @@ pub const ROWS: [(&str, Script, &str); 18] = [
                 to.write_all(b"x: y\r\n")?;
             }
         },
-        "cut",
+        "answer",
     ),
     (
         LATE,

@@ -3,13 +3,15 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{HandshakeKind, ServerConfig, ServerConnection, Stream};
+use socket2::SockRef;
 use tempfile::NamedTempFile;
 
 pub const TOKEN: &str = "t0kenT0KENt0kenT0KENt0kenT0KEN";
@@ -32,10 +34,35 @@ pub enum After {
     Close,
     /// Ended without a word.
     Cut,
+    /// Ended with a reset.
+    Reset,
 }
 
 /// Answers a pull.
 pub type Script = fn(&mut dyn Write) -> io::Result<After>;
+
+/// A request, whole.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// As it came, to the empty line.
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Asked {
+    pub fn target(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap_or_default()
+    }
+
+    /// What stands behind the first header of this name, whatever its case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(':'));
+        lines.into_iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+}
+
+/// Answers all requests but those for a token.
+pub type Service = Arc<dyn Fn(&Asked, &mut dyn Write) -> io::Result<After> + Send + Sync>;
 
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -44,6 +71,8 @@ pub struct Seen {
     pub requests: AtomicUsize,
     /// Of requests, or of anything else within TLS.
     pub bytes: AtomicUsize,
+    /// Each request's head.
+    pub heads: Mutex<Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -58,6 +87,11 @@ pub struct Fake {
 impl Fake {
     /// Answers every request for a token with `token`, and every other with `script`.
     pub fn start(flaw: Flaw, token: &'static str, script: Script) -> Fake {
+        Self::serve(flaw, token, Arc::new(move |_, to| script(to)))
+    }
+
+    /// As [`Fake::start`], with answers that depend on what is asked for.
+    pub fn serve(flaw: Flaw, token: &'static str, service: Service) -> Fake {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let address = listener.local_addr().expect("an address");
         let (tls, pem) = tls(flaw);
@@ -67,9 +101,9 @@ impl Fake {
         let fake = Fake { address, seen: seen.clone(), tls: tls.clone(), ca };
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let (tls, seen) = (tls.clone(), seen.clone());
+                let (tls, seen, service) = (tls.clone(), seen.clone(), service.clone());
                 // A connection that breaks is the guard's to complain of.
-                std::thread::spawn(move || serve(stream, tls, &seen, token, script));
+                std::thread::spawn(move || serve(stream, tls, &seen, token, &service));
             }
         });
         fake
@@ -117,7 +151,8 @@ fn tls(flaw: Flaw) -> (Arc<ServerConfig>, String) {
     (Arc::new(config), format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n"))
 }
 
-fn serve(mut tcp: TcpStream, tls: Arc<ServerConfig>, seen: &Seen, token: &str, script: Script) -> io::Result<()> {
+fn serve(mut tcp: TcpStream, tls: Arc<ServerConfig>, seen: &Seen, token: &str, service: &Service) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
     let mut connection = ServerConnection::new(tls).map_err(io::Error::other)?;
     while connection.is_handshaking() {
         connection.complete_io(&mut tcp)?;
@@ -128,13 +163,14 @@ fn serve(mut tcp: TcpStream, tls: Arc<ServerConfig>, seen: &Seen, token: &str, s
     }
     let mut stream = Stream::new(&mut connection, &mut tcp);
     loop {
-        let path = read_request(&mut stream, seen)?;
+        let asked = read_request(&mut stream, seen)?;
+        seen.heads.lock().expect("the heads").push(asked.head.clone());
         seen.requests.fetch_add(1, Ordering::Relaxed);
-        let after = if path.starts_with("/cgi-bin/gettoken?") {
+        let after = if asked.target().starts_with("/cgi-bin/gettoken?") {
             write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{token}", token.len())?;
             After::Keep
         } else {
-            script(&mut stream)?
+            service(&asked, &mut stream)?
         };
         stream.flush()?;
         match after {
@@ -144,34 +180,28 @@ fn serve(mut tcp: TcpStream, tls: Arc<ServerConfig>, seen: &Seen, token: &str, s
                 return stream.flush();
             }
             After::Cut => return Ok(()),
+            After::Reset => return SockRef::from(&tcp).set_linger(Some(Duration::ZERO)),
         }
     }
 }
 
-/// The request's target.
-fn read_request(stream: &mut impl Read, seen: &Seen) -> io::Result<String> {
+fn read_request(stream: &mut impl Read, seen: &Seen) -> io::Result<Asked> {
     let mut reader = BufReader::new(stream);
-    let (mut target, mut length) = (String::new(), 0);
+    let mut head = String::new();
     loop {
-        let mut line = String::new();
-        let count = reader.read_line(&mut line)?;
+        let count = reader.read_line(&mut head)?;
         seen.bytes.fetch_add(count, Ordering::Relaxed);
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let line = line.trim_end().to_ascii_lowercase();
-        if line.is_empty() {
+        if head.ends_with("\r\n\r\n") {
             break;
         }
-        if let Some((_, value)) = line.split_once("content-length:") {
-            length = value.trim().parse().map_err(io::Error::other)?;
-        }
-        if target.is_empty() {
-            target = line.split(' ').nth(1).unwrap_or_default().to_owned();
-        }
     }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body)?;
+    let mut asked = Asked { head, body: Vec::new() };
+    let length = asked.header("content-length").map_or(Ok(0), str::parse).map_err(io::Error::other)?;
+    asked.body.resize(length, 0);
+    reader.read_exact(&mut asked.body)?;
     seen.bytes.fetch_add(length, Ordering::Relaxed);
-    Ok(target)
+    Ok(asked)
 }

@@ -5,13 +5,13 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use wecom_connector::egress::{HOST, Pass};
+use wecom_connector::egress::{HOST, Pass, proxy_password};
 use wecom_simulator::network;
 
 /// All that comes back for these bytes within TLS.
 pub async fn ask(pass: &Pass, request: &[u8]) -> String {
     let mut tcp = TcpStream::connect(pass.address()).await.expect("the guard's port");
-    let password = BASE64_STANDARD.encode(pass.password());
+    let password = BASE64_STANDARD.encode(proxy_password(1, pass.password()));
     let connect = format!("CONNECT {HOST}:443 HTTP/1.0\r\nproxy-authorization: Basic {password}\r\n\r\n");
     tcp.write_all(connect.as_bytes()).await.expect("sent");
     let mut head = Vec::new();

@@ -22,6 +22,8 @@ struct FakeSource {
     /// Answers in place of the file's own, from this offset on.
     spell: Option<(usize, Spell)>,
     stop_at: Option<(usize, CancellationToken)>,
+    /// What WeCom says of the file's length.
+    file_bytes: Option<u64>,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -67,7 +69,7 @@ impl ChunkSource for FakeSource {
                 }
             };
             let data = if matches!(spell, Spell::EmptyForEver) { Vec::new() } else { vec![b'x'; 10] };
-            return Ok(MediaChunk { data, next_index: next.into(), is_finish: false });
+            return Ok(MediaChunk { data, next_index: next.into(), is_finish: false, file_bytes: None });
         }
         let size = self.cuts[(calls - 1) % self.cuts.len()];
         let end = (offset + size).min(self.content.len());
@@ -75,6 +77,7 @@ impl ChunkSource for FakeSource {
             data: self.content[offset..end].to_vec(),
             next_index: end.to_string().into(),
             is_finish: end == self.content.len(),
+            file_bytes: self.file_bytes,
         })
     }
 }
@@ -256,6 +259,37 @@ async fn declared_hash_and_size_are_held_against_the_bytes() {
         // The bytes are kept, right or wrong.
         assert_eq!(std::fs::read(folder.path().join(&file.content.key)).expect("the object"), content);
         assert_eq!((&*file.content.md5, file.content.size, &*file.content.content_type), (&*md5, size, "audio/amr"));
+    }
+}
+
+/// A file that the library ends too early is not taken for whole.
+#[tokio::test]
+async fn an_end_that_nothing_vouches_for_is_told() {
+    const PART: usize = CHUNK_BYTES_MAX as usize;
+    // What came, what WeCom says of the length, what the message declares, and what becomes of it.
+    for (bytes, file_bytes, declared_size, expected) in [
+        (0, Some(16), None, Ok(())),
+        (1000, Some(1008), None, Ok(())),
+        (1000, None, None, Ok(())),
+        (PART - 5, Some(PART as u64), None, Ok(())),
+        (2 * PART - 5, Some(2 * PART as u64), None, Ok(())),
+        (PART - 5, Some(2 * PART as u64), None, Err("short")),
+        (PART - 5, Some(2 * PART as u64), Some(PART as u64 - 5), Err("short")),
+        (PART - 5, None, None, Err("end_unknown")),
+        (2 * PART - 16, None, None, Err("end_unknown")),
+        (PART - 5, None, Some(PART as u64 - 5), Ok(())),
+        (PART - 5, None, Some(PART as u64), Err("size_mismatch")),
+        (PART - 17, None, None, Ok(())),
+    ] {
+        let folder = TempDir::new().expect("a folder");
+        let source = FakeSource { content: vec![1; bytes], cuts: vec![PART], file_bytes, ..FakeSource::default() };
+        let result =
+            downloader(folder.path(), source).download(&request(None, declared_size), &CancellationToken::new()).await;
+        let result = result.map(drop).map_err(|error| {
+            assert_eq!(error.disposition(), Disposition::FewTries, "{error}");
+            error.reason()
+        });
+        assert_eq!(result, expected, "{bytes} of {file_bytes:?}, declared {declared_size:?}");
     }
 }
 
