@@ -4,9 +4,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use crate::archive::keyring::KeyRing;
-use crate::cli::connect;
+use crate::cli::connect::{self, Refusal};
 use crate::config::{self, ConfigErrors, Problem, Providers};
 use crate::sdk;
+use crate::worker::exit::Exit;
 use crate::worker::http;
 
 /// Print the reference of all configuration keys.
@@ -52,11 +53,11 @@ pub fn print_reference(args: &ReferenceArgs, out: &mut impl Write) -> anyhow::Re
     Ok(())
 }
 
-/// Checks the files and writes what is wrong, one line a problem; true when nothing is.
+/// Checks the files and writes what is wrong, one line a problem.
 ///
 /// # Errors
 /// When `out` cannot be written.
-pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<bool> {
+pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<Exit> {
     let mut errors: Vec<ConfigErrors> = Vec::new();
     let worker = match config::load_worker(&args.worker) {
         Ok((worker, warnings)) => {
@@ -100,31 +101,34 @@ pub fn validate(args: &ValidateArgs, out: &mut impl Write) -> anyhow::Result<boo
         }
     }
     if !errors.is_empty() {
-        return Ok(false);
+        return Ok(Exit::Usage);
     }
     writeln!(out, "{} files are valid", 1 + args.connectors.len())?;
-    if args.connect { connect_all(&args.connectors, &connectors, out) } else { Ok(true) }
+    if args.connect { connect_all(&args.connectors, &connectors, out) } else { Ok(Exit::Success) }
 }
 
-/// Asks WeCom for each connector; true when it lets all of them in.
+/// Asks WeCom for each connector. Where one is not let in: whether something has to be changed for any of them.
 fn connect_all(
     files: &[PathBuf],
     connectors: &[config::ConnectorConfig],
     out: &mut impl Write,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut is_well = true;
+    let mut end = Exit::Success;
     for (file, connector) in files.iter().zip(connectors) {
         let file = file.display();
         match runtime.block_on(connect::connect(connector)) {
             Ok(()) => writeln!(out, "{file}: WeCom lets {} read the archive", connector.corp_id)?,
-            Err(reason) => {
-                is_well = false;
+            Err(Refusal { reason, may_pass }) => {
                 writeln!(out, "error: {file}: {reason}")?;
+                end = match (may_pass, end) {
+                    (true, Exit::Success | Exit::Unavailable) => Exit::Unavailable,
+                    _ => Exit::Usage,
+                };
             }
         }
     }
-    Ok(is_well)
+    Ok(end)
 }
 
 /// The files that the worker's listener names.
@@ -173,7 +177,7 @@ mod tests {
             let mut text = Vec::new();
             let valid =
                 validate(&ValidateArgs { worker: path("worker"), connectors, connect: false }, &mut text).unwrap();
-            (valid, String::from_utf8(text).unwrap())
+            (valid == Exit::Success, String::from_utf8(text).unwrap())
         };
 
         let (valid, text) = run(&["good"]);

@@ -16,7 +16,7 @@ pub enum Exit {
     Usage = 64,
     /// A record is bad and `errors.tolerance=none`; of a replay: a dead letter stays one.
     BadRecord = 65,
-    /// Something the worker cannot start without cannot be had: a port, a file, Kafka.
+    /// Something the worker cannot start without cannot be had: a port, a file, Kafka. `validate --connect`: what may pass by itself.
     Unavailable = 69,
     /// A defect of this program.
     Internal = 70,
@@ -34,7 +34,8 @@ Exit codes:
    2  verify: nothing is broken, but records are lost at the source or were skipped by hand
   64  the command line or a configuration file is wrong, or no connector can use its keys and storage
   65  a record is bad and errors.tolerance=none; dlq replay: a dead letter stays one
-  69  something needed to start cannot be had (a port, a file, Kafka); verify: something could not be looked at
+  69  something needed to start cannot be had (a port, a file, Kafka); verify: something could not be looked at;
+      validate --connect: trouble that may pass by itself, with nothing to change in the files
   70  a defect of this program
   75  left before what was in flight was committed; starting again is safe
   77  fenced: another worker has taken over";
