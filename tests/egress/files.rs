@@ -1,4 +1,5 @@
-//! Files as WeCom serves them (measured): sealed, in ranges, each with a head that the library reads by its exact bytes.
+//! Files as WeCom serves them (measured): sealed, in ranges, each with a head that the library reads by its exact
+//! bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
