@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use clients::{ClientSettings, Settings};
-pub use connector::{ConnectorConfig, EgressMode, ErrorsTolerance, RetentionCheck};
+pub use connector::{AddressFamily, ConnectorConfig, EgressMode, ErrorsTolerance, RetentionCheck};
 pub use documentation::{definitions, markdown, validation};
 pub use listener::Listener;
 pub use problem::{ConfigErrors, Problem, Warning};

@@ -7,12 +7,14 @@
 //! - [`Guard`] is that proxy: who may use it, and for which host.
 //! - [`forward`](self) is what becomes of one request: three endpoints and no other, limits, the answer as HTTP/1.0 needs it.
 //! - `head` is the head of a message, byte for byte; `exchange` is one request and its answer on a connection.
-//! - `upstream` makes connections to WeCom: verified TLS, the user's own proxy, kept for the next request.
+//! - `dial` makes TCP connections, to any of a host's addresses; `proxy` has the user's own proxy lead on.
+//! - `upstream` makes connections to WeCom: verified TLS, kept for the next request.
 //! - [`Failure`] is why a call did not get through, in words.
 //!
 //! What is refused, and every failure, ends the call: nothing ever goes out past the guard. Queries hold secret and token: no
 //! text that is made here has a part of one.
 
+mod dial;
 mod exchange;
 mod failure;
 mod forward;
@@ -22,6 +24,7 @@ mod proxy;
 mod trust;
 mod upstream;
 
+pub use dial::AddressFamily;
 pub use failure::{Failure, source_address};
 pub use guard::{Guard, Pass, Seen, proxy_password};
 pub use trust::Untrusted;

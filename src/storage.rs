@@ -94,7 +94,8 @@ impl Store {
         Self::set_up(config).map(|_| ())
     }
 
-    /// Whether the store can be used, by [`Store::check`]. What is made for it is taken away again, as far as the store lets.
+    /// Whether the store can be used, by [`Store::check`]. What is made for it is taken away again, as far as the store
+    /// lets.
     pub async fn try_out(config: &StorageConfig) -> Result<(), StorageError> {
         let folders = root(config).map(|root| [Folder::uploads(root), root.join(&config.prefix)]);
         let folders = folders.iter().flatten().flat_map(|folder| folder.ancestors());
@@ -185,7 +186,8 @@ impl Store {
         is_plain.then(|| key.into_owned())
     }
 
-    /// Writes a small object where there is none and reads it back, so that a wrong bucket, wrong keys or missing rights are seen.
+    /// Writes a small object where there is none and reads it back, so that a wrong bucket, wrong keys or missing
+    /// rights are seen.
     ///
     /// It has one name and stays: nothing needs the right to delete, and where nothing can be deleted nothing piles up.
     pub async fn check(&self) -> Result<(), StorageError> {
@@ -223,7 +225,8 @@ impl Store {
 
     /// Writes a small object in one request. Readers see all of it or nothing.
     ///
-    /// Where the store refuses and the same bytes stand there already, all is well: a repeat, and the store keeps what it has.
+    /// Where the store refuses and the same bytes stand there already, all is well: a repeat, and the store keeps what
+    /// it has.
     pub async fn put(&self, key: &str, bytes: Bytes, content_type: &str) -> Result<(), StorageError> {
         let options = WriteOptions { content_type: self.content_type(content_type), ..WriteOptions::default() };
         match self.write(key, bytes.clone(), options).await {
@@ -238,8 +241,8 @@ impl Store {
         self.settle(key).await
     }
 
-    /// As [`Store::put`] where there is no such object; gives whether there was none. Stores that do not know this condition write
-    /// over what is there.
+    /// As [`Store::put`] where there is no such object; gives whether there was none. Stores that do not know this
+    /// condition write over what is there.
     async fn put_new(&self, key: &str, bytes: Bytes, content_type: &str) -> Result<bool, StorageError> {
         if self.operator.info().capability().write_with_if_not_exists {
             let content_type = self.content_type(content_type);
@@ -301,7 +304,8 @@ impl Store {
     /// What is known of an object without reading it; `None` where there is none.
     ///
     /// # Errors
-    /// Also where there is none and the right to list is missing: S3 then answers as for an object that must not be read.
+    /// Also where there is none and the right to list is missing: S3 then answers as for an object that must not be
+    /// read.
     pub async fn look(&self, key: &str) -> Result<Option<Found>, StorageError> {
         match self.operator.stat(key).await {
             Ok(metadata) => {

@@ -31,7 +31,7 @@ use self::limiter::{RateLimiter, RateLimiters};
 use self::page_limit::PageLimit;
 use crate::archive::keyring::KeyRing;
 use crate::clock::Clock;
-use crate::config::{ConnectorConfig, EgressMode, WorkerConfig};
+use crate::config::{AddressFamily, ConnectorConfig, EgressMode, WorkerConfig};
 use crate::egress::{self, Guard};
 use crate::kafka::offsets::{self, OffsetError, OffsetPlace};
 use crate::kafka::{ClientError, Clients, CommitError, Tenure, tenure};
@@ -218,6 +218,11 @@ pub fn sdk_client(
                 proxy_password: config.proxy_password.clone(),
                 ca_file: config.egress_ca_file.clone(),
                 upstream: config.egress_upstream.clone(),
+                address_family: match config.egress_address_family {
+                    AddressFamily::Any => egress::AddressFamily::Any,
+                    AddressFamily::V4 => egress::AddressFamily::V4,
+                    AddressFamily::V6 => egress::AddressFamily::V6,
+                },
                 timeout_ms: config.sdk_timeout_ms,
             };
             Some(Guard::new(&settings, metrics.clone())?)

@@ -28,7 +28,8 @@ impl ChunkSource for Zeros {
         let end = (offset + CHUNK).min(self.0);
         // The library's calls take time; without a pause nothing else of the runtime would run.
         tokio::task::yield_now().await;
-        Ok(MediaChunk { data: vec![0; end - offset], next_index: end.to_string().into(), is_finish: end == self.0 })
+        let (next_index, is_finish) = (end.to_string().into(), end == self.0);
+        Ok(MediaChunk { data: vec![0; end - offset], next_index, is_finish, file_bytes: None })
     }
 }
 

@@ -256,8 +256,8 @@ async fn what_waits_for_the_store_goes_on_to_age() {
     world.check(&ids);
 }
 
-/// What can be done without a right that the store's account lacks is done. What cannot is on the status, with its age, while other
-/// files come, until it can; so is a store that is gone.
+/// What can be done without a right that the store's account lacks is done. What cannot is on the status, with its age,
+/// while other files come, until it can; so is a store that is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_file_is_lost_in_silence_for_want_of_a_right() {
     let mut server = S3::start("archive");

@@ -59,8 +59,8 @@ fn every_kind_of_fault_is_found() {
     of(7, &|record| record.set("ce_type", "wecom.archive.other"));
     of(8, &|record| record.set("wecom.previous_seq", "6"));
     of(DEAD_SEQ, &|record| record.set("wecom.previous_seq", ""));
-    // Of times: another message's, a timestamp after the message, one of a message that is ahead, one that is older than it can be,
-    // and one that is taken for impossible and is not.
+    // Of times: another message's, a timestamp after the message, one of a message that is ahead, one that is older
+    // than it can be, and one that is taken for impossible and is not.
     of(9, &|record| record.headers.push(("wecom.timestamp_from", "newest_message".to_owned())));
     of(7, &|record| record.value = record.value.replace("\"msgtime_ms\":", "\"msgtime_ms\":1"));
     of(8, &|record| record.timestamp_ms += 1);

@@ -100,7 +100,8 @@ async fn an_s3_server_is_a_store() {
     .await;
 }
 
-/// Nothing needs the rights to list and to delete, nor to write over what stands there; and an object under a lock has its checksum.
+/// Nothing needs the rights to list and to delete, nor to write over what stands there; and an object under a lock has
+/// its checksum.
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_that_may_be_missing_keep_nothing_out() {
     let server = S3::start("archive");

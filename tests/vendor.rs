@@ -235,9 +235,10 @@ fn what_somebody_has_to_change_is_said() {
 #[test]
 fn files_that_do_not_come_end_in_a_reference_event() {
     // What is answered for a file, then status and reason of its reference event, and how often it is asked for at least.
-    let rows: [(&str, Option<Fault>, &str, &str, usize); 7] = [
+    let rows: [(&str, Option<Fault>, &str, &str, usize); 8] = [
         ("expired", None, "expired", "expired", 1),
-        ("error-json", Some(Fault::Errcode(45_009)), "expired", "unreachable", 2),
+        ("error-json", Some(Fault::Errcode(-1)), "expired", "unreachable", 2),
+        ("licence", Some(Fault::Errcode(301_052)), "expired", "expired", 2),
         ("no-ciphertext", Some(Fault::Body(b"sixteen bytes...")), "expired", "unreachable", 2),
         ("empty", Some(Fault::Body(b"")), "expired", "unreachable", 2),
         ("status", Some(Fault::Status(500)), "expired", "unreachable", 2),
@@ -264,6 +265,12 @@ fn files_that_do_not_come_end_in_a_reference_event() {
         let sdkfileid = if *id == "malformed" { "no file id".to_owned() } else { file_id(id) };
         request_file(&format!("{topic}-media-requests"), id, &sdkfileid);
     }
+    // What somebody has to change is said, and holds nothing against a file.
+    wait_until("the reason on the task's status", PATIENCE, || {
+        let status = worker.get("/connectors/archive/tasks/1/status");
+        status.is_some_and(|(_, body)| body.contains("errcode 301052: the chat archive has expired; renew its licence"))
+    });
+    api.file("licence", Fault::Errcode(301_048));
     let ends = ["stored", "expired", "failed"];
     wait_until("an end for every file", PATIENCE, || {
         let ended =

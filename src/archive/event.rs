@@ -32,7 +32,8 @@ pub struct EventContext<'a> {
 /// What a message becomes.
 #[derive(Debug)]
 pub struct MessageEvent {
-    /// For [`Topic::Messages`], keyed by the conversation. Its timestamp is the pull's, until [`Timestamps::stamp`] sets it.
+    /// For [`Topic::Messages`], keyed by the conversation. Its timestamp is the pull's, until [`Timestamps::stamp`]
+    /// sets it.
     ///
     /// [`Timestamps::stamp`]: super::Timestamps::stamp
     pub record: Record,

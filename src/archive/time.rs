@@ -1,7 +1,8 @@
 //! The times of messages: which are believed, and what the timestamps of their records become.
 //!
-//! Readers that go by event time take the largest timestamp so far for the time it is. One record with a time ahead of its
-//! neighbours makes them drop all that comes after it. So a time that cannot be right is replaced by one that moves nothing.
+//! Readers that go by event time take the largest timestamp so far for the time it is. One record with a time ahead of
+//! its neighbours makes them drop all that comes after it. So a time that cannot be right is replaced by one that moves
+//! nothing.
 
 use super::WINDOW_MS;
 use super::record::Record;
@@ -16,8 +17,8 @@ pub const FROM_NEWEST: &str = "newest_message";
 /// The topic does not take the message's time. The timestamp is the nearest that it takes.
 pub const FROM_LIMIT: &str = "topic_limit";
 
-/// Whether a message that was pulled at `pulled_at_ms` can be of this time: not 0 or before, at most an hour ahead, and not much
-/// older than what WeCom keeps.
+/// Whether a message that was pulled at `pulled_at_ms` can be of this time: not 0 or before, at most an hour ahead, and
+/// not much older than what WeCom keeps.
 pub fn is_believable(msgtime_ms: i64, pulled_at_ms: i64) -> bool {
     let oldest_ms = pulled_at_ms.saturating_sub(2 * WINDOW_MS).max(1);
     (oldest_ms..=pulled_at_ms.saturating_add(CLOCK_AHEAD_MS)).contains(&msgtime_ms)
@@ -77,9 +78,10 @@ pub struct Timestamps {
 impl Timestamps {
     /// Sets the timestamp of a message's record.
     ///
-    /// It is the message's own time, where that is believable. Otherwise it is the newest believable time before it in this corp;
-    /// where none is known, five days before the pull: a reader's time does not move. Where the topic takes neither, it is the
-    /// nearest that the topic takes. In both cases a header says so. With [`RecordTimestamp::Ingest`] it is `now_ms`.
+    /// It is the message's own time, where that is believable. Otherwise it is the newest believable time before it in
+    /// this corp; where none is known, five days before the pull: a reader's time does not move. Where the topic takes
+    /// neither, it is the nearest that the topic takes. In both cases a header says so. With
+    /// [`RecordTimestamp::Ingest`] it is `now_ms`.
     pub fn stamp(&mut self, record: &mut Record, msgtime_ms: Option<i64>, pulled_at_ms: i64, now_ms: i64) {
         let believed_ms = msgtime_ms.filter(|msgtime_ms| is_believable(*msgtime_ms, pulled_at_ms));
         self.newest_ms = self.newest_ms.max(believed_ms);

@@ -79,8 +79,8 @@ pub struct RewindArgs {
     #[arg(long, value_name = "SEQ", group = "target")]
     to_seq: Option<u64>,
 
-    /// Deliver again from the first message with this time on, as 2026-11-24T08:00:00+08:00. Without an offset it is a time of
-    /// this machine's zone (TZ), and a date alone is its midnight: 2026-11-24. What it was taken for is said
+    /// Deliver again from the first message with this time on, as 2026-11-24T08:00:00+08:00. Without an offset it is a
+    /// time of this machine's zone (TZ), and a date alone is its midnight: 2026-11-24. What it was taken for is said
     #[arg(long, value_name = "TIME", group = "target", value_parser = parse_time)]
     to_time: Option<Zoned>,
 

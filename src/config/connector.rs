@@ -50,6 +50,15 @@ choices! {
     }
 }
 
+choices! {
+    /// Which addresses of WeCom, or of the proxy, the egress guard uses.
+    pub enum AddressFamily {
+        Any = "any",
+        V4 = "v4",
+        V6 = "v6",
+    }
+}
+
 /// A checked connector configuration. What each field means, its range and default stand in the table of keys.
 #[derive(Debug, Clone)]
 pub struct ConnectorConfig {
@@ -69,6 +78,8 @@ pub struct ConnectorConfig {
     pub egress: EgressMode,
     /// Roots in PEM by which the guard knows WeCom, in place of the system's.
     pub egress_ca_file: Option<PathBuf>,
+    /// Which addresses the guard uses.
+    pub egress_address_family: AddressFamily,
     /// `host:port` in place of WeCom's.
     pub egress_upstream: Option<String>,
     /// Proxy on the way to WeCom. With `https` for the guard alone.
@@ -115,7 +126,8 @@ pub struct ConnectorConfig {
     pub media_concurrency: usize,
     /// Pause before a file is tried again, in milliseconds.
     pub media_retry_delay_ms: u64,
-    /// Age from which a stored object is not referred to again, in milliseconds; none where each file is stored by itself.
+    /// Age from which a stored object is not referred to again, in milliseconds; none where each file is stored by
+    /// itself.
     pub media_deduplicate_age_max_ms: Option<u64>,
     /// Where media are stored.
     pub storage: StorageConfig,
@@ -170,6 +182,7 @@ impl ConnectorConfig {
             private_keys_dir: values.optional_path("wecom.private.keys.dir"),
             egress: values.choice("sdk.egress", EgressMode::from_name),
             egress_ca_file: values.optional_path("sdk.egress.ca.file"),
+            egress_address_family: values.choice("sdk.egress.address.family", AddressFamily::from_name),
             egress_upstream: values.optional("sdk.egress.upstream").map(str::to_owned),
             proxy: values.optional("wecom.proxy").map(str::to_owned),
             proxy_password: values.optional("wecom.proxy.password").map(SecretString::from),
@@ -240,8 +253,8 @@ fn check_egress(values: &mut Values) {
     if values.text("sdk.egress") != Some(EgressMode::Direct.name()) {
         return;
     }
-    for key in ["sdk.egress.ca.file", "sdk.egress.upstream"] {
-        if values.text(key).is_some() {
+    for key in ["sdk.egress.ca.file", "sdk.egress.upstream", "sdk.egress.address.family"] {
+        if values.text(key).is_some_and(|value| value != AddressFamily::Any.name()) {
             values.problem(key, "is for the egress guard: leave it out, or set sdk.egress=guarded");
         }
     }

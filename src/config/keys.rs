@@ -1,7 +1,7 @@
 //! The table of keys. Parsing, checks, defaults, the reference and the REST answers all come from it.
 
 use super::clients::{self, Client};
-use super::connector::{self, EgressMode, ErrorsTolerance, RetentionCheck};
+use super::connector::{self, AddressFamily, EgressMode, ErrorsTolerance, RetentionCheck};
 use super::key::{Key, Kind};
 use super::storage::{Checksum, FileMode, StorageType};
 use super::topics;
@@ -103,6 +103,8 @@ pub(super) const CONNECTOR: &[Key] = &[
         .or("guarded"),
     Key::new("sdk.egress.ca.file", Kind::Path, WECOM, "Root certificates in PEM by which WeCom, and a proxy with `https://`, are recognised, in place of the system's: for a company proxy that ends TLS itself.")
         .low(),
+    Key::new("sdk.egress.address.family", Kind::Enum(AddressFamily::NAMES), WECOM, "Which addresses of WeCom, or of the proxy, are used with `sdk.egress=guarded`: `any` tries all, IPv6 and IPv4 in turns, a quarter of a second apart; `v4` and `v6` use one family alone.")
+        .or("any").low(),
     Key::new("sdk.egress.upstream", Kind::String, WECOM, "For tests and recorded mirrors: `host:port` to connect to in place of WeCom's. Its certificate has to be for WeCom's name all the same.")
         .low().check(connector::check_upstream),
     Key::new("wecom.timeout.ms", Kind::DurationMs { min: 1_000, max: 10 * MINUTE }, WECOM, "Time limit of one call to WeCom; the vendor's library counts in whole seconds. A page of large groups can take half a minute.")

@@ -178,6 +178,11 @@ fn connector_rows() {
         (&[("sdk.egress.upstream", "127.0.0.1:443"), ("sdk.egress.ca.file", "/ca.pem")], None),
         (&[("sdk.egress.upstream", "https://127.0.0.1")], Some(("sdk.egress.upstream", "host:port"))),
         (&[("sdk.egress", "direct"), ("sdk.egress.ca.file", "/ca.pem")], Some(("sdk.egress.ca.file", "guarded"))),
+        (&[("sdk.egress.address.family", "v4")], None),
+        (
+            &[("sdk.egress", "direct"), ("sdk.egress.address.family", "v4")],
+            Some(("sdk.egress.address.family", "guarded")),
+        ),
         (&[("wecom.proxy", "http://proxy")], Some(("wecom.proxy", "http://host:port"))),
         (&[("storage.type", "floppy")], Some(("storage.type", "fs, s3, cos"))),
         (&[("storage.type", "s3")], Some(("storage.bucket", "is required"))),

@@ -1,7 +1,5 @@
 //! One request and its answer on a connection to WeCom.
 
-use std::io;
-
 use bytes::Bytes;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
@@ -46,7 +44,13 @@ impl Connection {
         };
         self.is_used = true;
         let left = Left::of(&head)?;
-        let is_kept = head.is_1_1() && !head.has_word("connection", "close") && !matches!(left, Left::ToEnd);
+        let is_certain = match left {
+            Left::Bytes(_) => true,
+            // A length beside it is somebody's mistake, or trick.
+            Left::Chunks(_) => head.values("content-length").next().is_none(),
+            Left::ToEnd => false,
+        };
+        let is_kept = is_certain && head.is_1_1() && !head.has_word("connection", "close");
         Ok((head, Body { connection: self, left, is_kept }))
     }
 }
@@ -93,7 +97,6 @@ impl Body {
 
     /// Some more bytes; nothing after the last ones.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
-        let cut = |error: io::Error| Failure::Cut(error.to_string());
         let io = &mut self.connection.io;
         if let Left::Chunks(left @ (None | Some(0))) = self.left {
             if left.is_some() && !line(io).await?.is_empty() {
@@ -118,7 +121,7 @@ impl Body {
             Left::Bytes(left) | Left::Chunks(Some(left)) => left,
             Left::Chunks(None) | Left::ToEnd => u64::MAX,
         };
-        let buffer = io.fill_buf().await.map_err(cut)?;
+        let buffer = io.fill_buf().await.map_err(|error| Failure::of_break(&error))?;
         if buffer.is_empty() {
             if self.left != Left::ToEnd {
                 return Err(Failure::Cut("it ended in the middle of an answer".to_owned()));
@@ -141,7 +144,7 @@ impl Body {
 async fn line(from: &mut (impl AsyncBufRead + Unpin)) -> Result<Vec<u8>, Failure> {
     let mut line = Vec::new();
     let read = from.take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).await;
-    read.map_err(|error| Failure::Cut(error.to_string()))?;
+    read.map_err(|error| Failure::of_break(&error))?;
     match line.as_slice() {
         [.., b'\n'] => {}
         line if line.len() == LINE_BYTES_MAX => {

@@ -21,6 +21,8 @@ use crate::metrics::ConnectorMetrics;
 /// The library's own are some hundred bytes; a file's id may have a thousand or two.
 const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 const ALLOWED: &str = "gettoken, getchatdata and getchatmediadata";
+/// An error code in place of a file comes in a short answer: that much of one is looked at before it is handed on.
+const REFUSAL_BYTES_MAX: usize = 4 * 1024;
 /// What is read at once of an answer that is decompressed.
 const DECODED_BYTES: usize = 64 * 1024;
 
@@ -40,8 +42,8 @@ impl Forwarder {
         Self { upstream, timeout, metrics }
     }
 
-    /// Reads what follows the head of a request, and writes the answer; where there is none, an HTTP status that the library takes
-    /// for a failure of the network.
+    /// Reads what follows the head of a request, and writes the answer; where there is none, an HTTP status that the
+    /// library takes for a failure of the network.
     pub async fn forward(
         &self,
         head: &Head,
@@ -49,7 +51,8 @@ impl Forwarder {
         to: &mut (impl AsyncWrite + Unpin),
         caller: Caller,
     ) -> Result<(), Unfinished> {
-        let Some(RequestLine { method, target }) = head.request_line() else {
+        // What two could read in two ways could be a second request for one of them.
+        let Some(RequestLine { method, target }) = head.request_line().filter(|_| !head.has_bare_ends()) else {
             return answer(to, 400).await;
         };
         let target = origin_form(target);
@@ -127,7 +130,13 @@ impl Forwarder {
         if !is_good {
             call.caller.note_failure(Failure::Status(status));
         }
-        let mut kept_back = (call.endpoint == Endpoint::Token && is_good).then(BytesMut::new);
+        // An error code within a good answer is told before its last byte, too.
+        let keep_max = match call.endpoint {
+            Endpoint::Token => usize::MAX,
+            Endpoint::Files => REFUSAL_BYTES_MAX,
+            Endpoint::Pages => 0,
+        };
+        let mut kept_back = (keep_max > 0 && is_good).then(BytesMut::new);
         let mut bytes_left = call.endpoint.answer_bytes_max();
         let before = |failure| Broken::Wecom { failure, is_begun: false };
         let left_out: &[&str] = match body.is_chunked() {
@@ -151,19 +160,25 @@ impl Forwarder {
             };
             let Some(bytes) = bytes else { break };
             bytes_left = bytes_left.checked_sub(bytes.len() as u64).ok_or_else(|| broken(too_long(call.endpoint)))?;
-            match &mut kept_back {
-                Some(kept) => kept.extend_from_slice(&bytes),
-                None => {
-                    to.write_all(&bytes).await?;
-                    to.flush().await?;
+            if let Some(kept) = &mut kept_back {
+                kept.extend_from_slice(&bytes);
+                if kept.len() <= keep_max {
+                    continue;
                 }
             }
+            if let Some(kept) = kept_back.take() {
+                to.write_all(&lines).await?;
+                to.write_all(&kept).await?;
+            } else {
+                to.write_all(&bytes).await?;
+            }
+            to.flush().await?;
         }
         if let Content::Plain(body) = content {
             self.upstream.keep(body);
         }
         if let Some(body) = kept_back {
-            if let Some(failure) = Failure::of_token_answer(&body) {
+            if let Some(failure) = Failure::of_answer(call.endpoint, &body) {
                 call.caller.note_failure(failure);
             }
             to.write_all(&lines).await?;

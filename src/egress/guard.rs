@@ -31,8 +31,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const PROXY_HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Of a request within TLS.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// A client that was answered has this long to hang up by itself, and is listened to for so much of what it still says: an end
-/// before that could take the answer with it.
+/// A client that was answered has this long to hang up by itself, and is listened to for so much of what it still
+/// says: an end before that could take the answer with it.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 const FAREWELL_BYTES_MAX: u64 = 1 << 20;
 /// A connection lives no longer than a request's time limit and this.
@@ -88,7 +88,8 @@ impl Admitted {
 pub struct Seen {
     /// Why it did not get through, if it did not.
     pub failure: Option<Failure>,
-    /// How long the whole file is of which a part came, in bytes as WeCom sends them: enciphered, with 1 to 16 bytes of padding.
+    /// How long the whole file is of which a part came, in bytes as WeCom sends them: enciphered, with 1 to 16 bytes
+    /// of padding.
     pub file_bytes: Option<u64>,
 }
 
@@ -318,8 +319,8 @@ impl Inside {
 
     /// What the library says within its TLS: one request.
     async fn serve(&self, stream: BufReader<TcpStream>, caller: Caller) {
-        // The library takes any other end than a reset for that of an answer whose length it was not told, also where TLS did not
-        // end (measured). Whatever happens to this task, what is cut is a reset.
+        // The library takes any other end than a reset for that of an answer whose length it was not told, also where
+        // TLS did not end (measured). Whatever happens to this task, what is cut is a reset.
         let _ = SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO));
         let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, self.tls.accept(stream)).await else { return };
         let (from, mut to) = tokio::io::split(stream);

@@ -1,7 +1,8 @@
 //! The head of an HTTP/1 message, kept as the bytes that came.
 //!
-//! The library looks for some of what it needs by the exact bytes of a head (measured: `CONTENT-RANGE`, in no other spelling). So
-//! what is handed on is handed on as it came: case, order and repeats of names, blanks, the words behind a status.
+//! The library looks for some of what it needs by the exact bytes of a head (measured: `CONTENT-RANGE`, in no other
+//! spelling). So what is handed on is handed on as it came: case, order and repeats of names, blanks, the words
+//! behind a status.
 
 use std::io;
 use std::ops::Range;
@@ -32,6 +33,7 @@ pub struct Head {
     bytes: Vec<u8>,
     /// Without the start line and the empty line.
     lines: Vec<Line>,
+    has_bare_ends: bool,
 }
 
 #[derive(Debug)]
@@ -51,7 +53,7 @@ pub struct RequestLine<'a> {
 impl Head {
     /// Reads up to the empty line; what comes after stays in `from`.
     pub async fn read(from: &mut (impl AsyncBufRead + Unpin), bytes_max: usize) -> Result<Self, HeadError> {
-        let (mut bytes, mut lines) = (Vec::new(), Vec::new());
+        let (mut bytes, mut lines, mut has_bare_ends) = (Vec::new(), Vec::new(), false);
         loop {
             let start = bytes.len();
             let room = (bytes_max + 1 - start) as u64;
@@ -59,12 +61,15 @@ impl Head {
             if bytes.len() > bytes_max {
                 return Err(HeadError::TooLong(bytes_max));
             }
-            let line = &bytes[start..];
-            match line {
-                [] if start == 0 => return Err(HeadError::Nothing),
-                [b'\n'] | [b'\r', b'\n'] if start > 0 => break,
-                [.., b'\n'] => {}
-                _ => return Err(HeadError::Cut),
+            let Some(line) = bytes[start..].strip_suffix(b"\n") else {
+                return Err(if bytes.is_empty() { HeadError::Nothing } else { HeadError::Cut });
+            };
+            let line = line.strip_suffix(b"\r").unwrap_or_else(|| {
+                has_bare_ends = true;
+                line
+            });
+            if !line.iter().all(|&byte| byte == b'\t' || !byte.is_ascii_control()) {
+                return Err(HeadError::NoHttp);
             }
             if start == 0 {
                 // Said at once: who speaks something else may not end its head.
@@ -73,22 +78,30 @@ impl Head {
                 }
                 continue;
             }
+            if line.is_empty() {
+                break;
+            }
             if lines.len() == LINES_MAX {
                 return Err(HeadError::TooLong(bytes_max));
             }
             let colon = line.iter().position(|&byte| byte == b':').ok_or(HeadError::NoHttp)?;
-            let value = line[colon + 1..].trim_ascii();
-            if !is_name(&line[..colon]) || !value.iter().all(|&byte| byte == b'\t' || !byte.is_ascii_control()) {
+            if !is_name(&line[..colon]) {
                 return Err(HeadError::NoHttp);
             }
-            let value_start = start + colon + 1 + leading_blanks(&line[colon + 1..]);
+            let value = line[colon + 1..].trim_ascii();
+            let value_start = start + line.len() - line[colon + 1..].trim_ascii_start().len();
             lines.push(Line {
                 whole: start..bytes.len(),
                 name: start..start + colon,
                 value: value_start..value_start + value.len(),
             });
         }
-        Ok(Self { bytes, lines })
+        Ok(Self { bytes, lines, has_bare_ends })
+    }
+
+    /// Whether a line ends otherwise than with CR and LF: not everybody takes that for an end.
+    pub fn has_bare_ends(&self) -> bool {
+        self.has_bare_ends
     }
 
     /// The start line with its end.
@@ -156,7 +169,8 @@ impl Head {
         Ok(found)
     }
 
-    /// The header lines, as they came, without those whose name is in `left_out` and those that are for one connection alone.
+    /// The header lines, as they came, without those whose name is in `left_out` and those that are for one
+    /// connection alone.
     pub fn lines_to_hand_on(&self, left_out: &[&str]) -> Vec<u8> {
         let is_left_out = |name: &[u8]| {
             let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
@@ -183,19 +197,13 @@ const OF_CONNECTION: [&str; 9] = [
 ];
 
 fn is_start_line(line: &[u8]) -> bool {
-    let line = line.trim_ascii_end();
-    let is_plain = line.iter().all(|&byte| byte == b'\t' || !byte.is_ascii_control());
-    is_plain && (line.starts_with(b"HTTP/1.") || [b" HTTP/1.0", b" HTTP/1.1"].iter().any(|end| line.ends_with(*end)))
+    line.starts_with(b"HTTP/1.") || [b" HTTP/1.0", b" HTTP/1.1"].iter().any(|end| line.ends_with(*end))
 }
 
 /// A token of RFC 9110.
 fn is_name(name: &[u8]) -> bool {
     let is_of_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     !name.is_empty() && name.iter().all(is_of_token)
-}
-
-fn leading_blanks(bytes: &[u8]) -> usize {
-    bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count()
 }
 
 #[cfg(test)]
@@ -213,7 +221,7 @@ mod tests {
     async fn a_head_is_handed_on_as_it_came() {
         let mut from = ANSWER.as_bytes();
         let head = Head::read(&mut from, 1000).await.unwrap();
-        assert_eq!(from, b"body");
+        assert!(from == b"body" && !head.has_bare_ends());
         assert_eq!((head.status(), head.is_1_1(), head.content_length().unwrap()), (Some(206), true, Some(4)));
         assert_eq!(head.start_line(), b"HTTP/1.1 206 Partly  there\r\n");
         assert_eq!(head.values("x-TWO").collect::<Vec<_>>(), [b"1", b"2"]);
@@ -228,7 +236,7 @@ mod tests {
     async fn what_is_no_head_is_refused() {
         let long = format!("GET / HTTP/1.0\r\nx: {}\r\n\r\n", "v".repeat(1000));
         let many = format!("GET / HTTP/1.0\r\n{}\r\n", "x:\r\n".repeat(101));
-        let rows: [(&[u8], &str); 14] = [
+        let rows: [(&[u8], &str); 15] = [
             (b"", "without an answer"),
             (b"HTTP/1.1 200", "middle"),
             (b"HTTP/1.1 200 OK\r\nx: y\r\n", "middle"),
@@ -242,6 +250,7 @@ mod tests {
             (b"GET / HTTP/1.1\r\nx : y\r\n\r\n", "no HTTP"),
             (b"GET / HTTP/1.1\r\n: y\r\n\r\n", "no HTTP"),
             (b"GET / HTTP/1.1\r\nx: a\rb\r\n\r\n", "no HTTP"),
+            (b"GET / HTTP/1.1\r\nx: a\r\r\n\r\n", "no HTTP"),
             (b"GET / HTTP/1.1\r\nx: \x00\r\n\r\n", "no HTTP"),
         ];
         for (bytes, words) in rows {
@@ -256,6 +265,7 @@ mod tests {
         }
         let head = read(b"HTTP/1.0 200\nContent-Length: 7\r\ncontent-length: 7\n\n").await.unwrap();
         assert_eq!((head.status(), head.content_length().unwrap()), (Some(200), Some(7)));
+        assert!(head.has_bare_ends());
     }
 
     #[tokio::test]

@@ -5,15 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::Uri;
-use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::pki_types::ServerName;
 use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_util::io::{InspectReader, InspectWriter};
-use tower_service::Service;
 
+use super::dial::{AddressFamily, DialError, dial};
 use super::exchange::{Body, Connection};
 use super::head::{Head, HeadError};
 use super::proxy::Proxy;
@@ -39,6 +38,8 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// `host:port` to connect to in place of WeCom's. The name in the certificate has to be WeCom's all the same.
     pub upstream: Option<String>,
+    /// Which addresses of WeCom, or of the proxy, are used.
+    pub address_family: AddressFamily,
     /// For one request and its whole answer, in milliseconds.
     pub timeout_ms: u64,
 }
@@ -64,8 +65,10 @@ pub enum SettingsError {
 /// Connections to WeCom, whatever host a request names.
 pub struct Upstream {
     proxy: Option<Proxy>,
-    target: Uri,
-    tcp: HttpConnector,
+    host: String,
+    port: u16,
+    address_family: AddressFamily,
+    connect_timeout: Duration,
     tls: TlsConnector,
     metrics: Arc<ConnectorMetrics>,
     /// Between two answers, with the time of the last one. The newest is the last.
@@ -75,19 +78,21 @@ pub struct Upstream {
 impl Upstream {
     /// Reads roots and what the environment says of proxies; nothing is connected yet.
     pub fn new(settings: &Settings, metrics: Arc<ConnectorMetrics>) -> Result<Self, SettingsError> {
-        let target: Uri = match &settings.upstream {
-            Some(upstream) => format!("https://{upstream}").parse().map_err(|_| SettingsError::Upstream)?,
-            None => format!("https://{HOST}:{PORT}").parse().map_err(|_| SettingsError::Upstream)?,
+        let upstream = settings.upstream.clone().unwrap_or_else(|| format!("{HOST}:{PORT}"));
+        let target: Uri = format!("https://{upstream}").parse().map_err(|_| SettingsError::Upstream)?;
+        let (Some(host), Some(port)) = (target.host().map(str::to_owned), target.port_u16()) else {
+            return Err(SettingsError::Upstream);
         };
         let proxy = match &settings.proxy {
             Some(address) => Some(Proxy::new(address, settings.proxy_password.as_ref())?),
             None => Proxy::of_environment(&target)?,
         };
         let tls = Arc::new(trust::client_config(settings.ca_file.as_deref())?).into();
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        Ok(Self { proxy, target, tcp, tls, metrics, idle: Mutex::default() })
+        // A little less than the whole time, so that it is said what was waited for.
+        let connect_timeout = CONNECT_TIMEOUT.min(Duration::from_millis(settings.timeout_ms) * 9 / 10);
+        let address_family = settings.address_family;
+        let idle = Mutex::default();
+        Ok(Self { proxy, host, port, address_family, connect_timeout, tls, metrics, idle })
     }
 
     /// The head of the answer, and what its body is read from. Dropped half-way, it leaves nothing behind.
@@ -102,9 +107,7 @@ impl Upstream {
                 }
             }
         }
-        let timeout = Failure::Timeout(CONNECT_TIMEOUT.as_millis() as u64);
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await.unwrap_or(Err(timeout))?;
-        Ok(Connection::new(stream, READ_BYTES).ask(request).await?)
+        Ok(Connection::new(self.connect().await?, READ_BYTES).ask(request).await?)
     }
 
     /// Takes back a connection whose answer is read to its end.
@@ -131,38 +134,51 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<Stream, Failure> {
+        let deadline = Instant::now() + self.connect_timeout;
         let stream = match &self.proxy {
-            None => self.dial(self.target.clone()).await?,
+            None => {
+                let dialled = self.dial(&self.host, self.port, deadline).await;
+                dialled.map_err(|error| Failure::of_dial(&self.host, self.port, error))?
+            }
             Some(proxy) => {
-                let uri = format!("http://{}", proxy.name()).parse().unwrap_or_default();
-                let mut stream = self.dial(uri).await?;
+                let dialled = self.dial(&proxy.host, proxy.port, deadline).await;
+                let mut stream = dialled.map_err(|error| proxy.failure(error.to_string()))?;
                 if proxy.is_tls {
-                    stream = self.handshake(stream, &proxy.host).await?;
+                    stream = self.handshake(stream, &proxy.host, deadline).await.map_err(|failure| match failure {
+                        Failure::Tls { reason, .. } => proxy.of_another_kind(&format!("TLS with it failed: {reason}")),
+                        other => other,
+                    })?;
                 }
-                proxy.lead(stream, self.target.clone()).await?
+                let led = tokio::time::timeout_at(deadline, proxy.lead(stream, &self.host, self.port)).await;
+                led.unwrap_or_else(|_| Err(proxy.silent(self.connect_timeout)))?
             }
         };
-        let stream = self.handshake(stream, HOST).await?;
+        let stream = self.handshake(stream, HOST, deadline).await?;
         self.metrics.egress.connections.inc();
         Ok(stream)
     }
 
     /// A TCP connection whose bytes are counted.
-    async fn dial(&self, uri: Uri) -> Result<Stream, Failure> {
-        let peer = uri.authority().map_or_else(String::new, ToString::to_string);
-        let tcp = self.tcp.clone().call(uri).await.map_err(|error| Failure::of_connect(peer, &error))?;
+    async fn dial(&self, host: &str, port: u16, deadline: Instant) -> Result<Stream, DialError> {
+        let tcp = dial(host, port, self.address_family, deadline).await?;
+        let _ = tcp.set_nodelay(true);
         let (received, sent) = (self.metrics.egress.bytes_received.clone(), self.metrics.egress.bytes_sent.clone());
-        let counted = InspectReader::new(tcp.into_inner(), move |bytes: &[u8]| received.inc_by(bytes.len() as u64));
+        let counted = InspectReader::new(tcp, move |bytes: &[u8]| received.inc_by(bytes.len() as u64));
         let counted = InspectWriter::new(counted, move |bytes: &[u8]| sent.inc_by(bytes.len() as u64));
         Ok(Box::new(counted))
     }
 
     /// TLS with the one who has a certificate for `host`. Nothing but the handshake is sent before that is certain.
-    async fn handshake(&self, stream: Stream, host: &str) -> Result<Stream, Failure> {
+    async fn handshake(&self, stream: Stream, host: &str, deadline: Instant) -> Result<Stream, Failure> {
+        let failed = |reason: &str| Failure::Tls { peer: host.to_owned(), reason: reason.to_owned() };
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
-            .map_err(|_| Failure::Tls { peer: host.to_owned(), reason: "it has no name of a host".to_owned() })?;
-        let tls = self.tls.connect(name, BufReader::with_capacity(READ_BYTES, stream)).await;
-        Ok(Box::new(tls.map_err(|error| Failure::of_handshake(host, &error))?))
+            .map_err(|_| failed("it has no name of a host"))?;
+        let handshake = self.tls.connect(name, BufReader::with_capacity(READ_BYTES, stream));
+        match tokio::time::timeout_at(deadline, handshake).await {
+            Ok(Ok(stream)) => Ok(Box::new(stream)),
+            Ok(Err(error)) => Err(Failure::of_handshake(host, &error)),
+            Err(_) => Err(failed("it takes the connection and then says nothing")),
+        }
     }
 }
 

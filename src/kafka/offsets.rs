@@ -74,10 +74,11 @@ impl SourceOffset {
         seq <= self.republished_to && !self.skipped.iter().any(|(after, to)| seq > *after && seq <= *to)
     }
 
-    /// The first offset of a connector that has none, while its topics hold what `covered` says: a new epoch from the beginning.
+    /// The first offset of a connector that has none, while its topics hold what `covered` says: a new epoch from the
+    /// beginning.
     ///
-    /// `covered` are ranges after the first seq, up to and with the second, rising and apart. What lies between them may never have
-    /// been published, and so is not marked.
+    /// `covered` are ranges after the first seq, up to and with the second, rising and apart. What lies between them
+    /// may never have been published, and so is not marked.
     pub fn after_loss(covered: &[(u64, u64)], epoch: u64) -> Self {
         let republished_to = covered.last().map_or(0, |(_, to)| *to);
         let ends = std::iter::once(0).chain(covered.iter().map(|(_, to)| *to));
@@ -124,7 +125,8 @@ impl SourceOffset {
         }
     }
 
-    /// Whether all records after this offset, up to and with `seq`, have been published by this epoch or an earlier one.
+    /// Whether all records after this offset, up to and with `seq`, have been published by this epoch or an earlier
+    /// one.
     pub fn has_published_up_to(&self, seq: u64) -> bool {
         seq <= self.published_to() && !self.skipped.iter().any(|(after, to)| *to > self.seq && *after < seq)
     }

@@ -23,8 +23,8 @@ pub enum Call<'a> {
     Begin,
     /// Hands one record over; that it has arrived shows with the flush.
     Send(&'a OutgoingRecord),
-    /// Waits until all that was sent has arrived. Fails when a record was refused: then nothing but an abort was ever asked for,
-    /// and an abort is certain.
+    /// Waits until all that was sent has arrived. Fails when a record was refused: then nothing but an abort was ever
+    /// asked for, and an abort is certain.
     Flush,
     SendOffsets(&'a GroupOffsets),
     Commit,
@@ -61,8 +61,8 @@ pub enum CommitError {
     /// Nothing of the batch is visible, nor ever will be. The batch may be committed again.
     #[error("the transaction was aborted: {0}")]
     Aborted(String),
-    /// Nothing of the batch is visible, nor ever will be: the brokers have forgotten the producer, as they do after a week without
-    /// a transaction. The batch may be committed again by a new producer.
+    /// Nothing of the batch is visible, nor ever will be: the brokers have forgotten the producer, as they do after a
+    /// week without a transaction. The batch may be committed again by a new producer.
     #[error("the brokers have forgotten this producer: {0}")]
     Expired(String),
     /// Whether the batch is visible is not known, or the producer is of no more use. A new one has to be started; it settles the
@@ -193,8 +193,8 @@ fn handed_over(batch: &Batch, sent: usize) -> State {
     if sent >= batch.records.len() { State::Flushing } else { State::Open { sent } }
 }
 
-/// Whether the coordinator knows the `transactional.id` no more, or under another producer's number. It says so before a record of
-/// the transaction is taken.
+/// Whether the coordinator knows the `transactional.id` no more, or under another producer's number. It says so before
+/// a record of the transaction is taken.
 fn is_expired(error: &TransactionError) -> bool {
     matches!(error.code, RDKafkaErrorCode::InvalidProducerIdMapping | RDKafkaErrorCode::UnknownProducerId)
 }

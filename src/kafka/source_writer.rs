@@ -75,8 +75,8 @@ pub struct SourceWriter<S: Surroundings> {
 impl<S: Surroundings> SourceWriter<S> {
     /// Takes the place of a predecessor; where this worker has had it before, only if no other has taken it since.
     ///
-    /// The offset is written again in this worker's name, so that a predecessor that wakes up finds out that it is one. The first
-    /// start of a worker is counted in it.
+    /// The offset is written again in this worker's name, so that a predecessor that wakes up finds out that it is one.
+    /// The first start of a worker is counted in it.
     pub async fn start(surroundings: S, place: OffsetPlace, tenure: Arc<Tenure>) -> Result<Self, WriteError> {
         let is_first = !tenure.has_begun();
         if !is_first {

@@ -4,7 +4,8 @@ use crate::archive::TimestampLimits;
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// A record lies in a worker, and in a transaction that is tried again, for up to this long before a broker looks at it.
+/// A record lies in a worker, and in a transaction that is tried again, for up to this long before a broker looks at
+/// it.
 const WAY_MS: i64 = 10 * 60 * 1000;
 
 /// Limits of one topic.
@@ -27,7 +28,8 @@ impl TopicLimits {
     pub fn read(setting: impl Fn(&str) -> Option<String>) -> Self {
         let number = |name: &str| setting(name).and_then(|value| value.parse::<i64>().ok());
         let limit = |name: &str| number(name).filter(|value| (0..i64::MAX).contains(value));
-        // The broker's own time is never refused. The third name is that of brokers before Kafka 4.0, for both directions.
+        // The broker's own time is never refused. The third name is that of brokers before Kafka 4.0, for both
+        // directions.
         let is_brokers = setting("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime");
         let timestamps = |name: &str| {
             let both = limit("message.timestamp.difference.max.ms");
@@ -44,8 +46,8 @@ impl TopicLimits {
 
     /// The timestamps to give to records, so that the broker takes them and does not delete them at once.
     ///
-    /// A broker deletes by the newest timestamp of a segment: what comes with a timestamp beyond the retention could be gone
-    /// before anybody has read it.
+    /// A broker deletes by the newest timestamp of a segment: what comes with a timestamp beyond the retention could be
+    /// gone before anybody has read it.
     pub fn timestamps(&self) -> TimestampLimits {
         let taken_ms = self.timestamp_before_max_ms.map(|before_ms| before_ms - WAY_MS.min(before_ms / 2));
         let kept_ms = self.retention_ms.map(|retention_ms| retention_ms - DAY_MS.min(retention_ms / 2));

@@ -67,7 +67,8 @@ impl RdkafkaClient {
 
     /// Waits until every record has arrived, or was refused; the producer's own thread polls meanwhile.
     fn flush(&self) -> Result<(), TransactionError> {
-        // SAFETY: the producer is alive through the call. `Producer::flush` of rdkafka waits in slices of 100 ms, this does not.
+        // SAFETY: the producer is alive through the call. `Producer::flush` of rdkafka waits in slices of 100 ms, this
+        // does not.
         let code = unsafe {
             ffi::rd_kafka_flush(self.producer.client().native_ptr(), FLUSH_TIMEOUT.as_millis() as std::os::raw::c_int)
         };
@@ -84,7 +85,8 @@ impl RdkafkaClient {
         if !self.producer.context().has_failed() {
             return Ok(());
         }
-        // What puts an end to a transaction stands in the client, and is told by whatever call does not fit. This one changes nothing.
+        // What puts an end to a transaction stands in the client, and is told by whatever call does not fit. This one
+        // changes nothing.
         match self.producer.begin_transaction().map_err(|error| verdict(&error)) {
             Err(error) if error.requires_abort || error.fatal => Err(error),
             _ => Err(TransactionError {

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use super::code;
 use super::frame::{Account, Request, Response, SealedMessage, SealedRef};
 use super::process::{Call, Death, OpenError, Process};
 use crate::egress::{Failure, Guard, Seen};
@@ -77,7 +76,8 @@ pub struct MediaChunk {
     /// Opaque; asks for the next chunk.
     pub next_index: Vec<u8>,
     pub is_finish: bool,
-    /// How long WeCom says that the whole file is, enciphered: with 1 to 16 bytes of padding. Only the egress guard can tell.
+    /// How long WeCom says that the whole file is, enciphered: with 1 to 16 bytes of padding. Only the egress guard
+    /// can tell.
     pub file_bytes: Option<u64>,
 }
 
@@ -420,9 +420,7 @@ fn media(host: &Process, response: Response, seen: Seen) -> Result<MediaChunk, S
 /// An answer that is not the one asked for.
 fn failure(host: &Process, function: &'static str, response: Response, seen: Seen) -> SdkError {
     match response {
-        Response::Failed { code } => {
-            SdkError::Code { function, code, cause: seen.failure.filter(|_| code == code::NETWORK) }
-        }
+        Response::Failed { code } => SdkError::Code { function, code, cause: seen.failure },
         other => {
             host.kill(Death::Hang("answered something else than was asked".into()));
             SdkError::Crash { function, reason: format!("answered {} to it", kind(&other)) }

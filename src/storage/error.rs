@@ -8,8 +8,8 @@ use opendal::ErrorKind;
 /// Why the store did not do what it was asked. Requests have been repeated before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StorageError {
-    /// Settings, the bucket or the rights are wrong, or the store refuses this object. Waiting helps only when somebody changes
-    /// something.
+    /// Settings, the bucket or the rights are wrong, or the store refuses this object. Waiting helps only when somebody
+    /// changes something.
     #[error("storage {store}: {problem}")]
     Configuration { store: String, problem: String },
     /// The store cannot be reached, is overloaded, full or failing. Waiting can help.
@@ -119,8 +119,8 @@ fn is_refusal(error: &opendal::Error) -> bool {
     }
 }
 
-/// The HTTP status of the store's answer. opendal tells it in the error's text alone, and of a write that failed it does not tell
-/// whether it was worth repeating.
+/// The HTTP status of the store's answer. opendal tells it in the error's text alone, and of a write that failed it
+/// does not tell whether it was worth repeating.
 fn status(error: &opendal::Error) -> Option<u16> {
     let text = error.to_string();
     let (_, answer) = text.split_once("response: Parts { status: ")?;

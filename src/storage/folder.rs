@@ -29,7 +29,8 @@ impl Folder {
         Self { root, mode, is_said: Arc::default() }
     }
 
-    /// Where unfinished files of the folder at `root` lie: in the same file system, so that a finished one only gets its name.
+    /// Where unfinished files of the folder at `root` lie: in the same file system, so that a finished one only gets
+    /// its name.
     pub fn uploads(root: &Path) -> PathBuf {
         root.join(UPLOADS)
     }
@@ -53,8 +54,8 @@ impl Folder {
         make_all(&self.root.join(parent), |path| self.protect(path, self.mode.of_folders()))
     }
 
-    /// Gives a file that has come its mode, and brings its name to the disk. A file's name is there only when its folders are: a
-    /// lost power must not take what Kafka was told of.
+    /// Gives a file that has come its mode, and brings its name to the disk. A file's name is there only when its
+    /// folders are: a lost power must not take what Kafka was told of.
     pub fn settle(&self, key: &str) -> io::Result<()> {
         self.protect(&self.root.join(key), self.mode.of_files())?;
         for folder in Path::new(key).ancestors().skip(1) {

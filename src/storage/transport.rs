@@ -8,8 +8,8 @@ use reqwest::{Certificate, Client};
 
 use super::StorageError;
 
-/// An HTTP client that trusts the certificates in the PEM file beside the system's: a service of the cloud can stand beside the
-/// store, for its keys.
+/// An HTTP client that trusts the certificates in the PEM file beside the system's: a service of the cloud can stand
+/// beside the store, for its keys.
 pub fn trusting(file: &Path) -> Result<HttpTransporter, StorageError> {
     let error = |reason: String| {
         StorageError::configuration("ca", format!("{}: {reason}; correct storage.ca.file", file.display()))

@@ -42,7 +42,8 @@ pub struct Again {
     /// Without those that WeCom has deleted.
     pub messages: u64,
     pub dead_letters: u64,
-    /// Of the messages, also of those that WeCom has deleted, in milliseconds since the epoch. Times that cannot be right do not count.
+    /// Of the messages, also of those that WeCom has deleted, in milliseconds since the epoch. Times that cannot be
+    /// right do not count.
     pub oldest_msgtime_ms: Option<i64>,
     /// Messages and dead letters older than five days: WeCom has deleted them, and they are not delivered again.
     pub expired: u64,
@@ -271,7 +272,8 @@ impl StoredOffset {
                 let timestamp_ms = record.timestamp_ms();
                 let is_believable = match record.header(time::TIMESTAMP_HEADER) {
                     Some(from) => from != time::FROM_NEWEST,
-                    // Where the broker, the pull, or an earlier version of this program has set the timestamp, it is about the pull's.
+                    // Where the broker, the pull, or an earlier version of this program has set the timestamp, it is
+                    // about the pull's.
                     None => msgtime_ms.is_some_and(|msgtime_ms| time::is_believable(msgtime_ms, timestamp_ms)),
                 };
                 visit(Visited { seq, msgtime_ms, timestamp_ms, is_believable });

@@ -22,8 +22,8 @@ pub struct StoredContent {
     pub content_type: String,
 }
 
-/// The content with this MD5 and size, if it is stored and still there, and was stored since `oldest_ms` (ms since 1970): where the
-/// bucket deletes by age, what is older goes too soon for the message at hand.
+/// The content with this MD5 and size, if it is stored and still there, and was stored since `oldest_ms` (ms since
+/// 1970): where the bucket deletes by age, what is older goes too soon for the message at hand.
 ///
 /// A store that refuses to tell is as one that has none: without the right to list, S3 denies what is not there.
 ///

@@ -4,11 +4,15 @@
 //! calls 10001 is what the egress guard saw, where there is a guard.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::egress::Failure;
 use crate::sdk::{SdkError, code};
 
-/// What a failed pull asks for.
+/// The vendor counts calls a minute.
+pub const RATE_PAUSE: Duration = Duration::from_secs(60);
+
+/// What a failed call asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Disposition {
     /// The same call again, after a pause that grows.
@@ -36,7 +40,7 @@ pub fn of_sdk_error(error: &SdkError, corp_id: &str) -> Disposition {
 /// Of a call that the guard saw fail.
 fn of_failure(failure: &Failure, function: &str, code: i32, corp_id: &str) -> Disposition {
     match failure {
-        Failure::Token { errcode, address } => of_errcode(*errcode, corp_id, *address),
+        Failure::Refused { errcode, address, .. } => of_errcode(*errcode, corp_id, *address),
         Failure::Untrusted(_) | Failure::ProxyPassword { .. } | Failure::Forbidden(_) => {
             Disposition::Reconfigure(failure.to_string())
         }
@@ -49,6 +53,11 @@ fn of_failure(failure: &Failure, function: &str, code: i32, corp_id: &str) -> Di
         | Failure::Cut(_)
         | Failure::Answer(_) => Disposition::Retry(format!("{function} answered {code}: {failure}")),
     }
+}
+
+/// Whether WeCom said that the token is dead: an sdk object keeps it for ever (measured).
+pub fn is_dead_token(error: &SdkError) -> bool {
+    matches!(error, SdkError::Code { cause: Some(Failure::Refused { errcode: 40014 | 42001, .. }), .. })
 }
 
 fn of_return_code(function: &str, code: i32) -> Disposition {
@@ -114,6 +123,7 @@ pub fn of_errcode(errcode: i64, corp_id: &str, address: Option<IpAddr>) -> Dispo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::egress::Endpoint::{Files, Token};
 
     fn class(disposition: &Disposition) -> &'static str {
         match disposition {
@@ -158,10 +168,12 @@ mod tests {
             (99999, "retry"),
         ] {
             assert_eq!(class(&of_errcode(errcode, "ww1", None)), expected, "{errcode}");
-            // Whoever refuses a token says the same.
-            let cause = Some(Failure::Token { errcode, address: None });
-            let error = SdkError::Code { function: "GetChatData", code: 10001, cause };
-            assert_eq!(class(&of_sdk_error(&error, "ww1")), expected, "{errcode}");
+            // Whoever refuses a token or a file says the same.
+            for (endpoint, function, code) in [(Token, "GetChatData", 10001), (Files, "GetMediaData", 10002)] {
+                let cause = Some(Failure::Refused { endpoint, errcode, address: None });
+                let error = SdkError::Code { function, code, cause };
+                assert_eq!(class(&of_sdk_error(&error, "ww1")), expected, "{errcode}");
+            }
         }
     }
 
@@ -178,17 +190,21 @@ mod tests {
         let peer = || "127.0.0.1:1".to_owned();
         let rows = [
             (
-                Failure::Token { errcode: 40001, address: None },
+                Failure::Refused { endpoint: Token, errcode: 40001, address: None },
                 "reconfigure",
                 "the secret of corp ww1 is refused (40001)",
             ),
             (
-                Failure::Token { errcode: 60020, address: Some([203, 0, 113, 7].into()) },
+                Failure::Refused { endpoint: Files, errcode: 60020, address: Some([203, 0, 113, 7].into()) },
                 "reconfigure",
                 "this machine's address 203.0.113.7 is not on the archive's allow list (60020)",
             ),
             (untrusted("qyapi.weixin.qq.com"), "reconfigure", "it is of CN=proxy, issued by CN=Company CA"),
-            (Failure::ProxyPassword { proxy: peer() }, "reconfigure", "wecom.proxy.password"),
+            (
+                Failure::ProxyPassword { proxy: peer(), is_given: false, place: "wecom.proxy.password" },
+                "reconfigure",
+                "wecom.proxy.password",
+            ),
             (
                 Failure::Connect { peer: peer(), reason: "refused".into() },
                 "retry",

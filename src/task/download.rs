@@ -13,7 +13,7 @@ use md5::{Digest, Md5};
 use tokio_util::sync::CancellationToken;
 
 use super::content_index::{self, StoredContent};
-use super::disposition;
+use super::disposition::{self, Disposition as Kind};
 use super::file_type::{FileType, HEAD_BYTES};
 use super::object_key;
 use crate::crash_point;
@@ -75,8 +75,8 @@ pub struct FileRequest<'a> {
 }
 
 impl FileRequest<'_> {
-    /// Whether bytes of another MD5 than the declared one are the file all the same. WeCom's clients declare one for emoticons that
-    /// no file ever has.
+    /// Whether bytes of another MD5 than the declared one are the file all the same. WeCom's clients declare one for
+    /// emoticons that no file ever has.
     fn is_it_despite_md5(&self, content: &StoredContent) -> bool {
         self.msgtype == "emotion"
             && self.declared_size == Some(content.size)
@@ -100,8 +100,8 @@ pub struct StoredFile {
 pub enum Mismatch {
     Md5,
     Size,
-    /// The message declares neither, WeCom's own word of the length is not known, and the last part is as long as a part can be:
-    /// the library takes any part for the last one whose head it cannot read (measured).
+    /// The message declares neither, WeCom's own word of the length is not known, and the last part is as long as a
+    /// part can be: the library takes any part for the last one whose head it cannot read (measured).
     End,
 }
 
@@ -148,8 +148,9 @@ pub enum DownloadError {
         Mismatch::End => "nothing tells whether the stored file is whole: its message declares neither MD5 nor size",
     })]
     Mismatch { mismatch: Mismatch, file: Box<StoredFile> },
-    #[error("the SDK cannot be used: {0}")]
-    Sdk(SdkError),
+    /// Somebody has to change something, or WeCom counts calls: a sentence that says so.
+    #[error("{reason}")]
+    Sdk { reason: String, pause_min: Duration },
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("the download was called off")]
@@ -165,7 +166,7 @@ impl DownloadError {
                 Disposition::FewTries
             }
             Self::Chunk(_) | Self::Storage(StorageError::Length { .. }) => Disposition::Retry,
-            Self::Sdk(_) | Self::Storage(_) => Disposition::Wait,
+            Self::Sdk { .. } | Self::Storage(_) => Disposition::Wait,
             Self::Stopped => Disposition::Stopped,
         }
     }
@@ -183,24 +184,39 @@ impl DownloadError {
             Self::Mismatch { mismatch: Mismatch::Md5, .. } => "md5_mismatch",
             Self::Mismatch { mismatch: Mismatch::Size, .. } => "size_mismatch",
             Self::Mismatch { mismatch: Mismatch::End, .. } => "end_unknown",
-            Self::Sdk(_) => "sdk",
+            Self::Sdk { .. } => "sdk",
             Self::Storage(_) => STORAGE_REASON,
             Self::Stopped => "stopped",
         }
     }
 
+    /// How long nothing is to be asked for after it, at least.
+    pub fn pause_min(&self) -> Duration {
+        match self {
+            Self::Sdk { pause_min, .. } => *pause_min,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// A failed chunk, after its tries.
-    fn of(error: SdkError) -> Self {
-        match error {
-            SdkError::Code { code: code @ (code::EXPIRED | FILE_EXPIRED), .. } => Self::Expired(code),
-            SdkError::Code { code: code @ (code::BAD_FILE_ID | code::BAD_ARGUMENT), .. } => Self::Refused(code),
-            SdkError::Code { code: code @ code::DECRYPTION, .. } => Self::Undecryptable(code),
-            SdkError::Code { code: code::ADDRESS_NOT_ALLOWED | code::CERTIFICATE, .. } => Self::Sdk(error),
-            // Not the file's doing: somebody has to change something, and then it comes.
-            SdkError::Code { cause: Some(_), .. } if is_of_account(&error) => Self::Sdk(error),
-            SdkError::Code { .. } => Self::Chunk(error),
-            SdkError::Crash { .. } => Self::Crash(error),
-            SdkError::Unavailable(_) | SdkError::Configuration(_) => Self::Sdk(error),
+    fn of(error: SdkError, corp_id: &str) -> Self {
+        match &error {
+            SdkError::Code { code: code @ (code::EXPIRED | FILE_EXPIRED), .. } => return Self::Expired(*code),
+            SdkError::Code { code: code @ (code::BAD_FILE_ID | code::BAD_ARGUMENT), .. } => {
+                return Self::Refused(*code);
+            }
+            SdkError::Code { code: code @ code::DECRYPTION, .. } => return Self::Undecryptable(*code),
+            SdkError::Crash { .. } => return Self::Crash(error),
+            SdkError::Unavailable(reason) | SdkError::Configuration(reason) => {
+                return Self::Sdk { reason: format!("the SDK cannot be used: {reason}"), pause_min: Duration::ZERO };
+            }
+            SdkError::Code { .. } => {}
+        }
+        // What is not the file's doing is not held against it.
+        match disposition::of_sdk_error(&error, corp_id) {
+            Kind::Reconfigure(reason) => Self::Sdk { reason, pause_min: Duration::ZERO },
+            Kind::Wait(reason) => Self::Sdk { reason, pause_min: disposition::RATE_PAUSE },
+            Kind::Retry(_) | Kind::Renew(_) | Kind::ShrinkPage => Self::Chunk(error),
         }
     }
 }
@@ -403,30 +419,14 @@ impl<'a, S: ChunkSource> Chunks<'a, S> {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(DownloadError::Stopped),
-            chunk = chunk => chunk.map_err(DownloadError::of),
+            chunk = chunk => chunk.map_err(|error| DownloadError::of(error, &self.downloader.corp_id)),
         }
     }
 }
 
-fn is_of_account(error: &SdkError) -> bool {
-    matches!(disposition::of_sdk_error(error, ""), disposition::Disposition::Reconfigure(_))
-}
-
 /// A lost host is not here: the client has tried such a call on several hosts itself.
 fn is_worth_another_try(error: &SdkError) -> bool {
-    match error {
-        SdkError::Code { cause: Some(_), .. } => !is_of_account(error),
-        SdkError::Code { code, .. } => !matches!(
-            *code,
-            code::EXPIRED
-                | FILE_EXPIRED
-                | code::BAD_FILE_ID
-                | code::BAD_ARGUMENT
-                | code::ADDRESS_NOT_ALLOWED
-                | code::CERTIFICATE
-        ),
-        SdkError::Crash { .. } | SdkError::Unavailable(_) | SdkError::Configuration(_) => false,
-    }
+    matches!(DownloadError::of(error.clone(), ""), DownloadError::Chunk(_) | DownloadError::Undecryptable(_))
 }
 
 /// Finds out that indexes repeat, however long the loop, with one index remembered (Brent's algorithm).

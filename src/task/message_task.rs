@@ -240,7 +240,8 @@ impl Run<'_> {
         self.status.notice(self.notices.join(" "));
     }
 
-    /// One transaction. One that is aborted is made again, and one of a producer that the brokers have forgotten by a new one.
+    /// One transaction. One that is aborted is made again, and one of a producer that the brokers have forgotten by a
+    /// new one.
     async fn commit(
         &mut self,
         records: Vec<OutgoingRecord>,
@@ -280,8 +281,8 @@ impl Run<'_> {
         }
     }
 
-    /// A new writer in place of one that the brokers have forgotten. Nobody can have moved the offset meanwhile: whoever does takes the
-    /// connector, and that is looked at.
+    /// A new writer in place of one that the brokers have forgotten. Nobody can have moved the offset meanwhile:
+    /// whoever does takes the connector, and that is looked at.
     async fn renew_writer(&mut self) -> Result<(), TaskError> {
         let before = self.writer.offset();
         let kafka = Kafka { context: self.context, batch_bytes: self.batch_bytes };

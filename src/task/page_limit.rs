@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A page's answer larger than this is followed by smaller ones. Of each page there are several copies in memory, and up to five
-/// pages are under way.
+/// A page's answer larger than this is followed by smaller ones. Of each page there are several copies in memory, and
+/// up to five pages are under way.
 const PAGE_BYTES_MAX: usize = 8 << 20;
 
 /// Full pages before a shrunken page grows again.
@@ -59,8 +59,9 @@ impl PageLimit {
         Some(self.get()).filter(|limit| *limit < self.max)
     }
 
-    /// The worker begins; a later run of its task changes nothing. `kept` is what an earlier one kept; `vain_starts` is how many of them have ended since a page was committed,
-    /// which is how it looks when a page is more than the machine has memory for.
+    /// The worker begins; a later run of its task changes nothing. `kept` is what an earlier one kept; `vain_starts` is
+    /// how many of them have ended since a page was committed, which is how it looks when a page is more than the
+    /// machine has memory for.
     pub fn resume(&self, kept: Option<u32>, vain_starts: u64) {
         let mut state = self.state();
         if std::mem::replace(&mut state.is_resumed, true) {

@@ -1,5 +1,5 @@
-//! What the topics hold of a corp's records, for a connector that finds no source offset: it begins with the oldest record that WeCom
-//! has, and what was published before has to be marked.
+//! What the topics hold of a corp's records, for a connector that finds no source offset: it begins with the oldest
+//! record that WeCom has, and what was published before has to be marked.
 
 use std::collections::BTreeMap;
 

@@ -6,16 +6,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
-use super::disposition::{self, Disposition};
+use super::disposition::{self, Disposition, RATE_PAUSE};
 use super::{ConnectorContext, TaskError};
 use crate::archive::page::{self, Page, PageError};
 use crate::crash_point;
 use crate::egress::source_address;
 use crate::sdk::{GET_CHAT_DATA, SdkError};
 use crate::status::TaskHandle;
-
-/// The vendor counts calls a minute.
-const RATE_PAUSE: Duration = Duration::from_secs(60);
 
 /// Calls in a row that may run into their time limit before fewer records are asked for.
 const TIME_OUTS_MAX: u32 = 1;

@@ -250,7 +250,8 @@ impl Replay<'_> {
     fn records(&self, event: MessageEvent, letter: &DeadLetter) -> Result<Vec<Record>, Stay> {
         let now_ms = self.context.now_ms();
         let mut message = event.record;
-        // Its time is judged by the clock of the first pull. As long as the topic takes it, it is no other one months later.
+        // Its time is judged by the clock of the first pull. As long as the topic takes it, it is no other one months
+        // later.
         let newest_ms =
             letter.record.header(prepare::NEWEST_MSGTIME_HEADER).and_then(|newest_ms| newest_ms.parse().ok());
         let mut timestamps = self.topics.timestamps(self.context.config.record_timestamp, newest_ms);

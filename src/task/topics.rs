@@ -181,7 +181,8 @@ impl From<TopicError> for TaskError {
 /// Kafka's own default, which nobody has chosen for an archive: seven days.
 const RETENTION_MS_DEFAULT: i64 = 7 * 24 * 60 * 60 * 1000;
 
-/// What to say of a topic that forgets what an archive is for; `None` where it keeps its records for more than seven days.
+/// What to say of a topic that forgets what an archive is for; `None` where it keeps its records for more than seven
+/// days.
 pub fn retention_warning(topic: &str, limits: &TopicLimits) -> Option<String> {
     let is_short = limits.retention_ms.is_some_and(|retention_ms| retention_ms <= RETENTION_MS_DEFAULT);
     let deletes = match (is_short, limits.retention_ms, limits.retention_bytes) {

@@ -16,7 +16,8 @@ pub enum Exit {
     Usage = 64,
     /// A record is bad and `errors.tolerance=none`; of a replay: a dead letter stays one.
     BadRecord = 65,
-    /// Something the worker cannot start without cannot be had: a port, a file, Kafka. `validate --connect`: what may pass by itself.
+    /// Something the worker cannot start without cannot be had: a port, a file, Kafka. `validate --connect`: what may
+    /// pass by itself.
     Unavailable = 69,
     /// A defect of this program.
     Internal = 70,

@@ -1,5 +1,5 @@
-//! A gate before the S3 server that refuses as Amazon's does: what a right is missing for, what Object Lock asks for, and whoever
-//! does not trust its certificate.
+//! A gate before the S3 server that refuses as Amazon's does: what a right is missing for, what Object Lock asks for,
+//! and whoever does not trust its certificate.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -32,7 +32,8 @@ pub struct Rights {
     pub overwrite: bool,
     /// Object Lock: what is written needs a checksum.
     pub lock: bool,
-    /// Whether an object can be written where there is none. Without it the condition is not known, as in many services.
+    /// Whether an object can be written where there is none. Without it the condition is not known, as in many
+    /// services.
     pub condition: bool,
 }
 

@@ -210,8 +210,8 @@ impl<'a> Stage<'a> {
                     proxy: Some(account.proxy.clone()),
                     proxy_password: password.map(SecretString::from),
                     ca_file: Some(api.ca_file().to_owned()),
-                    upstream: None,
                     timeout_ms: u64::from(account.timeout_s.unsigned_abs()) * 1_000,
+                    ..Settings::default()
                 };
                 guard = Some(Guard::new(&settings, metrics.clone()).expect("settings of the guard"));
             }

@@ -16,6 +16,10 @@ pub fn page(to: &mut dyn Write) -> std::io::Result<After> {
     Ok(After::Keep)
 }
 
+fn empty(to: &mut dyn Write, status: &str) -> std::io::Result<After> {
+    write!(to, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").map(|()| After::Keep)
+}
+
 /// As [`page`], from long ago.
 pub const LONG_AGO_S: i64 = 784_111_777;
 pub fn page_of_long_ago(to: &mut dyn Write) -> std::io::Result<After> {
@@ -25,7 +29,7 @@ pub fn page_of_long_ago(to: &mut dyn Write) -> std::io::Result<After> {
 }
 
 /// How each is called, what comes, and what the library's caller gets: a body, or the kind of the failure.
-pub const ROWS: [(&str, Script, &str); 18] = [
+pub const ROWS: [(&str, Script, &str); 23] = [
     ("as it is", page, PAGE),
     (
         "in chunks",
@@ -88,6 +92,11 @@ pub const ROWS: [(&str, Script, &str); 18] = [
         "answer",
     ),
     ("status 500", |to| write!(to, "HTTP/1.1 500 Error\r\ncontent-length: 4\r\n\r\nwell").map(|()| After::Keep), "500"),
+    ("status 503, empty", |to| empty(to, "503 No"), "503"),
+    ("status 429, empty", |to| empty(to, "429 Too Many"), "429"),
+    ("status 302, empty", |to| empty(to, "302 Found"), "302"),
+    ("status 200, empty", |to| empty(to, "200 OK"), ""),
+    ("status 204", |to| to.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").map(|()| After::Keep), ""),
     ("no HTTP", |to| to.write_all(b"* OK IMAP4 ready\r\n").map(|()| After::Keep), "answer"),
     ("nothing", |_| Ok(After::Close), "cut"),
     (

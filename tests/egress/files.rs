@@ -1,4 +1,5 @@
-//! Files as WeCom serves them (measured): sealed, in ranges, each with a head that the library reads by its exact bytes.
+//! Files as WeCom serves them (measured): sealed, in ranges, each with a head that the library reads by its exact
+//! bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -150,7 +151,7 @@ async fn files_come_whole_or_it_is_told() {
         (Trouble::LowerCase, 1_001, ["", ""]),
         (Trouble::LowerCase, MIB + 6, ["short", "end_unknown"]),
     ];
-    let exceptions = std::env::var("no_proxy").unwrap_or_default();
+    let exceptions = std::env::var_os("no_proxy").unwrap_or_default().to_string_lossy().into_owned();
     assert!(
         !exceptions.contains('*') && !exceptions.contains("qq.com"),
         "no_proxy={exceptions} leads past the test's proxy"

@@ -102,6 +102,7 @@ impl ChunkSource for Files {
             data: content[offset..end].to_vec(),
             next_index: end.to_string().into(),
             is_finish: end == content.len(),
+            file_bytes: None,
         })
     }
 }

@@ -370,9 +370,9 @@ public final class Reader {
     }
 
     /**
-     * A record has its message's time. Where that cannot be right, it has the newest time before it that can, and says so. When it was
-     * pulled is not known here, but that it was after what came before it, and before now. The pull's clock may have been behind or
-     * ahead by as much as is told.
+     * A record has its message's time. Where that cannot be right, it has the newest time before it that can, and says
+     * so. When it was pulled is not known here, but that it was after what came before it, and before now. The pull's
+     * clock may have been behind or ahead by as much as is told.
      */
     void checkTimestamps() {
         Check right = check("record's timestamp is the message's time, or the newest before it");

@@ -11,6 +11,7 @@ use crate::status::TaskHandle;
 use crate::storage::StorageError;
 use crate::task::ConnectorContext;
 use crate::task::backoff::Backoff;
+use crate::task::disposition;
 use crate::task::download::{
     ChunkSource, Disposition, DownloadError, Downloader, FileRequest, STORAGE_REASON, StoredFile,
 };
@@ -25,14 +26,18 @@ const DOUBLINGS_MAX: u32 = 6;
 /// Pauses while the store or the SDK is of no use.
 const WAIT_MIN: Duration = Duration::from_secs(1);
 
-/// What a status tells as long as it lasts: that nothing can be brought, and that the store is well but does not take some files.
+/// What a status tells as long as it lasts: that nothing can be brought, and that the store is well but does not take
+/// some files.
 pub const MEDIA_WAIT: &str = "media wait";
 const REFUSED_FILES: &str = "files refused by the store";
 
-/// An error answer in place of a chunk is 10002, a dead token among them (measured). The sdk object is renewed for it where no
-/// chunk came for this long, and ever more seldom where that brings none.
+/// An error answer in place of a chunk is 10002, a dead token among them (measured). Where nobody saw which error it
+/// is, the sdk object is renewed for it where no chunk came for this long, and ever more seldom where that brings
+/// none.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 const RENEWAL_INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
+/// Where the token is known to be dead: calls that are under way then have the dead one, too.
+const RENEWAL_OF_DEAD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What becomes of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +92,7 @@ impl<'a, S: ChunkSource> Attempts<'a, S> {
                     break Err(error);
                 }
                 (Disposition::Wait, _) => {
-                    let pause = pauses.next_delay();
+                    let pause = pauses.next_delay().max(error.pause_min());
                     self.status.trouble(MEDIA_WAIT, format!("media wait: {error}"), pause);
                     let (connector, kind) = (&self.context.config.name, error.reason());
                     tracing::warn!(connector, media_id = request.media_id, kind, %error, "media wait until this has passed");
@@ -241,13 +246,18 @@ impl ChunkSource for Watched<'_> {
                 self.renewals().came(Instant::now());
                 self.status.progress();
             }
-            Err(SdkError::Code { code: code::UNPARSABLE_ANSWER, .. }) => {
-                let is_due = self.renewals().is_due(Instant::now());
+            Err(error) => {
+                let is_due = match error {
+                    _ if disposition::is_dead_token(error) => self.renewals().is_due_for_dead(Instant::now()),
+                    SdkError::Code { code: code::UNPARSABLE_ANSWER, cause: None, .. } => {
+                        self.renewals().is_due(Instant::now())
+                    }
+                    _ => false,
+                };
                 if is_due && let Err(error) = self.sdk.renew().await {
                     tracing::warn!(%error, "the sdk object cannot be renewed");
                 }
             }
-            Err(_) => {}
         }
         chunk
     }
@@ -258,25 +268,42 @@ impl ChunkSource for Watched<'_> {
 struct Renewals {
     /// No renewal before this moment.
     not_before: Option<Instant>,
+    renewed: Option<Instant>,
     in_vain: u32,
 }
 
 impl Renewals {
     fn came(&mut self, now: Instant) {
-        *self = Self { not_before: Some(now + RENEWAL_INTERVAL), in_vain: 0 };
+        *self = Self { not_before: Some(now + RENEWAL_INTERVAL), in_vain: 0, ..*self };
     }
 
     /// Whether to renew; then it counts as done.
     fn is_due(&mut self, now: Instant) -> bool {
         let is_due = self.not_before.is_none_or(|not_before| now >= not_before);
         if is_due {
-            let pause = RENEWAL_INTERVAL * 2_u32.pow(self.in_vain.min(DOUBLINGS_MAX));
-            *self = Self {
-                not_before: Some(now + pause.min(RENEWAL_INTERVAL_MAX)),
-                in_vain: self.in_vain.saturating_add(1),
-            };
+            self.renew(now);
         }
         is_due
+    }
+
+    /// As [`Renewals::is_due`], where the token is known to be dead.
+    fn is_due_for_dead(&mut self, now: Instant) -> bool {
+        let pause = RENEWAL_OF_DEAD_INTERVAL * self.pauses_in_vain();
+        let is_due = self.renewed.is_none_or(|renewed| now >= renewed + pause);
+        if is_due {
+            self.renew(now);
+        }
+        is_due
+    }
+
+    fn renew(&mut self, now: Instant) {
+        let pause = (RENEWAL_INTERVAL * self.pauses_in_vain()).min(RENEWAL_INTERVAL_MAX);
+        let in_vain = self.in_vain.saturating_add(1);
+        *self = Self { not_before: Some(now + pause), renewed: Some(now), in_vain };
+    }
+
+    fn pauses_in_vain(&self) -> u32 {
+        2_u32.pow(self.in_vain.min(DOUBLINGS_MAX))
     }
 }
 
@@ -426,6 +453,14 @@ mod tests {
             assert!(!renewals.is_due(start + Duration::from_secs(second + 59)), "{second}");
         }
         assert!(renewals.is_due(start + Duration::from_secs(30_059)));
+        // A token that is known to be dead does not wait for that; but the calls that were under way with it do.
+        let mut renewals = Renewals::default();
+        renewals.came(start);
+        let dead: Vec<u64> =
+            (0..100).filter(|&second| renewals.is_due_for_dead(start + Duration::from_secs(second))).collect();
+        assert_eq!(dead, [0, 10, 30, 70]);
+        renewals.came(start + Duration::from_secs(100));
+        assert!(renewals.is_due_for_dead(start + Duration::from_secs(100)));
     }
 
     #[test]
