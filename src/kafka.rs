@@ -4,7 +4,7 @@ pub mod backlog;
 mod certificates;
 pub mod client;
 pub mod client_error;
-pub mod client_log;
+mod client_log;
 pub mod committer;
 pub mod complaints;
 pub mod group;

@@ -18,6 +18,9 @@ use crate::clock::{Clock, Now};
 /// The process's own loop ticks about every second; without a tick for this long the process counts as hung.
 pub const LIVENESS_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Of a task.
+const NOTICES_MAX: usize = 20;
+
 /// Kafka Connect's states of a connector and of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -139,7 +142,7 @@ struct Entry {
     /// By kind.
     troubles: BTreeMap<&'static str, Trouble>,
     condition: Option<String>,
-    notice: Option<String>,
+    notices: Vec<String>,
     since_ms: i64,
     next_attempt_ms: Option<i64>,
     restarts: u64,
@@ -155,7 +158,7 @@ impl Entry {
             state,
             troubles: BTreeMap::new(),
             condition: None,
-            notice: None,
+            notices: Vec::new(),
             since_ms: now.unix_ms,
             next_attempt_ms: None,
             restarts: 0,
@@ -193,7 +196,7 @@ impl Entry {
             trouble_age: troubles().map(|trouble| trouble.age(now)).max().unwrap_or_default(),
             is_failing: troubles().any(|trouble| trouble.is_unhealthy(now)),
             condition: self.condition.clone(),
-            notice: self.notice.clone(),
+            notice: (!self.notices.is_empty()).then(|| self.notices.join(" ")),
             since_ms: self.since_ms,
             next_attempt_ms: self.next_attempt_ms,
             restarts: self.restarts,
@@ -379,7 +382,7 @@ impl ConnectorHandle {
 
     /// Something about the connector that somebody should look at while it runs; `None` takes it back.
     pub fn warn(&self, notice: Option<String>) {
-        lock(&self.entry).notice = notice;
+        lock(&self.entry).notices = notice.into_iter().collect();
     }
 
     /// The connector as a whole can't run: `reason` says what is wrong and what to do.
@@ -449,10 +452,16 @@ impl TaskHandle {
         self.update(|task, _| task.condition = Some(condition));
     }
 
-    /// Something that must be known until this worker ends, also when all is well again. The newest one counts.
+    /// Something that must be known until this worker ends, also when all is well again. What is said again is told once;
+    /// of very many the newest are told.
     pub fn notice(&self, notice: impl Into<String>) {
         let notice = notice.into();
-        self.update(|task, _| task.notice = Some(notice));
+        self.update(|task, _| {
+            task.notices.retain(|known| *known != notice);
+            task.notices.push(notice);
+            let too_many = task.notices.len().saturating_sub(NOTICES_MAX);
+            task.notices.drain(..too_many);
+        });
     }
 
     /// The run has ended: `reason` says what is wrong and what to change. With `next_attempt` it is tried again by

@@ -7,7 +7,7 @@ mod connector;
 pub mod exit;
 pub mod http;
 pub mod logging;
-mod repeats;
+pub mod repeats;
 pub mod signals;
 mod socket;
 pub mod standalone;

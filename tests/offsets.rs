@@ -361,9 +361,17 @@ fn what_topics_do_not_keep_or_take_is_said_and_nothing_is_lost() {
     let worker = corp.connect(WorkerFiles::new(kafka), CONNECTOR, &settings).start();
     wait_said(&worker, CONNECTOR, "deletes what is older than 7 d (retention.ms=604800000)");
     assert_eq!(read_committed(kafka, &corp.topic()).len(), 0);
+    // Who only asks is told the same: as what is refused, then as a warning.
+    let ask = |worker: &Worker| worker.files().run(&["validate"], CONNECTOR, &["--connect"]);
+    let (code, said, _) = ask(&worker);
+    assert!(code == Some(64) && said.contains("deletes what is older than 7 d"), "{code:?} {said}");
 
     let started_ms = now_ms();
     let mut worker = worker.start_changed(|files| files.connector(CONNECTOR, &[("topic.retention.check", "warn")]));
+    let (_, said, _) = ask(&worker);
+    for words in ["Warning: Topic", "deletes what is older than 7 d", "refuses timestamps that are older than 1 h"] {
+        assert!(said.contains(words), "{words} is not in {said}");
+    }
     worker.wait_metric("wecom_connector_last_committed_seq", &[], 300.0);
     let status = wait_said(&worker, CONNECTOR, "refuses timestamps that are older than 1 h");
     assert!(status.contains("deletes what is older than 7 d"), "{status}");

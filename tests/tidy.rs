@@ -52,7 +52,7 @@ const CRATES: &[(&str, &[&str])] = &[
     // The configuration asks librdkafka whether it knows a setting.
     ("rdkafka", &["config", "kafka", "verify"]),
     ("rdkafka_sys", &["kafka"]),
-    ("reqwest", &["storage"]),
+    ("reqwest", &["kafka", "storage"]),
 ];
 
 const UNSAFE: &[&str] = &[

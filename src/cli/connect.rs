@@ -8,6 +8,7 @@ use crate::egress::source_address;
 use crate::metrics::Metrics;
 use crate::storage::Store;
 use crate::task::disposition::{self, Disposition};
+use crate::task::topics::Checked;
 use crate::task::{self, TaskError};
 
 /// Why a check failed: a sentence, in the words of a task's status.
@@ -27,8 +28,14 @@ pub async fn all(worker: &WorkerConfig, connector: &ConnectorConfig) -> Vec<Resu
 /// Looks for the topics, their settings, and the rights to read and to write them.
 async fn kafka(worker: &WorkerConfig, connector: &ConnectorConfig) -> Result<String, Trouble> {
     match task::topics::check(worker, connector).await {
-        Ok(missing) if missing.is_empty() => Ok("Kafka lets the connector in, and its topics are right".into()),
-        Ok(missing) => Ok(format!("Kafka lets the connector in; a start would make the topics {}", missing.join(", "))),
+        Ok(Checked { missing, warnings }) => {
+            let found = match missing.as_slice() {
+                [] => "Kafka lets the connector in, and its topics are right".to_owned(),
+                missing => format!("Kafka lets the connector in; a start would make the topics {}", missing.join(", ")),
+            };
+            let warnings: String = warnings.iter().map(|warning| format!(". Warning: {warning}")).collect();
+            Ok(found + &warnings)
+        }
         Err(TaskError::Transient(reason)) => Err(Trouble::Passing(reason)),
         Err(error) => Err(Trouble::Lasting(error.to_string())),
     }

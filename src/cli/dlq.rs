@@ -23,6 +23,7 @@ use crate::task::replay::{self, Ended};
 use crate::task::{ConnectorContext, TaskError};
 use crate::worker::exit::Exit;
 use crate::worker::logging;
+use crate::worker::repeats::Repeats;
 use crate::worker::signals::Signals;
 
 #[derive(Debug, Subcommand)]
@@ -146,7 +147,7 @@ pub fn run(command: &Dlq) -> Exit {
         Dlq::List(ListArgs { files, .. }) | Dlq::Show(ShowArgs { files, .. }) => (files, Purpose::Kafka),
         Dlq::Replay(ReplayArgs { files, .. }) => (files, Purpose::Run),
     };
-    let result = start(files, purpose).and_then(|(worker, connector, runtime)| {
+    let result = start(files, purpose).and_then(|(worker, connector, runtime, repeats)| {
         let out = &mut std::io::stdout().lock();
         let result = match command {
             Dlq::List(args) => runtime.block_on(list(args, &worker, &connector, out)),
@@ -155,6 +156,7 @@ pub fn run(command: &Dlq) -> Exit {
         };
         // Threads that hang in a Kafka call must not hold up the exit.
         runtime.shutdown_timeout(Duration::from_secs(1));
+        repeats.tell_all();
         result
     });
     result.unwrap_or_else(|error| {
@@ -172,11 +174,14 @@ pub fn run(command: &Dlq) -> Exit {
 }
 
 /// Reads the files and sets up what all commands need.
-fn start(files: &Files, purpose: Purpose) -> anyhow::Result<(WorkerConfig, ConnectorConfig, tokio::runtime::Runtime)> {
+fn start(
+    files: &Files,
+    purpose: Purpose,
+) -> anyhow::Result<(WorkerConfig, ConnectorConfig, tokio::runtime::Runtime, Repeats)> {
     let (worker, connector) = files.load(purpose)?;
-    logging::init(&worker.log_level, worker.log_format)?;
+    let repeats = logging::init(&worker.log_level, worker.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    Ok((worker, connector, runtime))
+    Ok((worker, connector, runtime, repeats))
 }
 
 async fn list(

@@ -12,6 +12,10 @@ use super::committer::{Batch, GroupOffsets, OutgoingRecord};
 /// How long a call is made again when the client says that this helps.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long records may take to arrive. The client itself gives them up after `transaction.timeout.ms`: this is the
+/// longest that brokers allow by default.
+const ARRIVAL_PATIENCE: Duration = Duration::from_secs(15 * 60);
+
 /// Pause before a call is made again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -134,13 +138,17 @@ impl Protocol {
     fn answered(&mut self, batch: &Batch, answer: Result<(), TransactionError>, now: Duration) {
         let next = match answer {
             Ok(()) => self.after_success(batch),
-            Err(error) if error.retriable && !error.fatal && now.saturating_sub(self.since) < PATIENCE => {
+            Err(error) if error.retriable && !error.fatal && now.saturating_sub(self.since) < self.patience() => {
                 self.is_repeated = true;
                 return;
             }
             Err(error) => self.after_failure(error),
         };
         self.enter(next, now);
+    }
+
+    fn patience(&self) -> Duration {
+        if matches!(self.state, State::Flushing) { ARRIVAL_PATIENCE } else { PATIENCE }
     }
 
     fn after_success(&self, batch: &Batch) -> State {
@@ -408,6 +416,7 @@ mod tests {
     fn a_batch_answers_what_has_become_of_it() {
         const SENT: [(&str, Answer); 3] = [("begin", Done), ("send", Done), ("send", Done)];
         const ARRIVED: [(&str, Answer); 4] = [SENT[0], SENT[1], SENT[2], ("flush", Done)];
+        const SLOW: (&str, Answer) = ("flush", Again);
         const ALL_SENT: [(&str, Answer); 5] = [SENT[0], SENT[1], SENT[2], ARRIVED[3], ("offsets", Done)];
         type Row = (&'static [(&'static str, Answer)], &'static [(&'static str, Answer)], &'static str, bool);
         // What goes before, the calls of interest, the outcome, and whether the producer lives on.
@@ -428,7 +437,8 @@ mod tests {
             (&ARRIVED, &[("offsets", RequiresAbort), ("abort", Fenced)], "fenced", false),
             (&SENT, &[("flush", RequiresAbort), ("abort", Done)], "aborted", true),
             (&SENT, &[("flush", Again), ("flush", RequiresAbort), ("abort", Again), ("abort", Done)], "aborted", false),
-            (&SENT, &[("flush", Again), ("flush", Again), ("flush", Again)], "unknown", false),
+            // Records may need more time than a call: a slow link, a large page.
+            (&SENT, &[SLOW, SLOW, SLOW, SLOW, ("flush", Done), ("offsets", Done), ("commit", Done)], "committed", true),
             (&SENT, &[("flush", Expired)], "expired", false),
             (&SENT, &[("flush", Fenced)], "fenced", false),
             (&ALL_SENT, &[("commit", Expired)], "unknown", false),

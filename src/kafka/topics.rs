@@ -95,20 +95,21 @@ pub async fn prepare(
     Ok(limits)
 }
 
-/// As [`prepare`], but nothing is made, and it is asked for the rights to read and to write. Gives the topics that a start would make.
+/// As [`prepare`], but nothing is made, and it is asked for the rights to read and to write. Gives the topics that a start would make,
+/// and the limits of the others.
 pub async fn check<'a>(
     clients: &Clients,
     wanted: &'a [WantedTopic],
     create_missing: bool,
-) -> Result<Vec<&'a str>, TopicError> {
+) -> Result<(Vec<&'a str>, BTreeMap<String, TopicLimits>), TopicError> {
     let (existing, missing) = look(clients, wanted).await?;
     let admin = clients.admin()?;
-    check_existing(&admin, &existing).await?;
+    let limits = check_existing(&admin, &existing).await?;
     let (asked, topics) = (clients.clone(), existing.iter().map(|(topic, _)| (*topic).clone()).collect::<Vec<_>>());
     let check_rights = move || check_rights(&asked, &topics);
     tokio::task::spawn_blocking(check_rights).await.unwrap_or_else(|_| Err(interrupted(clients).into()))?;
     agree(&admin, &missing, create_missing).await?;
-    Ok(missing.into_iter().map(|topic| topic.name.as_str()).collect())
+    Ok((missing.into_iter().map(|topic| topic.name.as_str()).collect(), limits))
 }
 
 type Admin = AdminClient<Callbacks>;

@@ -164,38 +164,6 @@ fn trouble_aside_lasts_beside_other_work_until_it_is_over() {
 }
 
 #[test]
-fn trouble_lasts_beside_other_work_until_it_is_over() {
-    let (time, board) = board();
-    let connector = board.connector("acme");
-    let media = connector.task(0);
-    board.all_connectors_known();
-    media.running();
-    let pause = Duration::from_secs(60);
-    media.trouble("wait", "media wait: the store is full", pause);
-    media.trouble("files", "the store does not take a file: denied", pause);
-    time.advance(Duration::from_secs(30));
-    media.trouble("wait", "media wait: the store is full", pause);
-    // Neither a file that comes, nor another start of the task takes it back.
-    media.progress();
-    media.failed("Kafka cannot be reached", Some(pause));
-    media.restarting();
-    let wait = "media wait: the store is full (since 2026-01-01T00:00:00Z, 30 s; met 2 times)";
-    let files = "the store does not take a file: denied (since 2026-01-01T00:00:00Z, 30 s; met once)";
-    assert_eq!(unhealthy(&board), format!("task acme-0 is RESTARTING: {files} {wait}"));
-    media.running();
-    media.trouble_is_over("wait");
-    assert_eq!(task(&board).trace().as_deref(), Some(files));
-    // The file is tried by another worker by now.
-    time.advance(pause + TROUBLE_REMEMBERED);
-    media.progress();
-    assert_eq!((board.health(), task(&board).trace()), (Health::Healthy, None));
-    media.trouble("files", "denied", pause);
-    assert!(unhealthy(&board).contains(", 0 s; met once)"), "what was forgotten begins anew");
-    media.trouble_is_over("files");
-    assert_eq!(board.health(), Health::Healthy);
-}
-
-#[test]
 fn paused_and_stopped_tasks_need_no_progress_and_get_the_whole_time_on_return() {
     let (time, board) = board();
     let connector = board.connector("acme");

@@ -21,7 +21,7 @@ use self::attempt::{Attempts, Verdict, Watched};
 use self::window::{End, Settled, Ticket, Window};
 use super::backoff::Backoff;
 use super::download::ChunkSource;
-use super::topics::Topics;
+use super::topics::{Topics, check_library};
 use super::waiting::tell_while_waiting;
 use super::{ConnectorContext, TaskError, object_key};
 use crate::archive::{EventContext, MediaRequest, ReferenceStatus, StrayRecord, Topic, dead_letter};
@@ -84,6 +84,7 @@ pub async fn run_with(
         }
         status.trouble_is_over(attempt::MEDIA_WAIT);
         warn_of_rights(context).await;
+        check_library(context).await?;
         let start = async {
             let topics = Topics::prepare(context).await?;
             let committer = start_committer(context, task, &topics).await?;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::prepare::{PreparedPage, Preparer};
 use super::pull::Puller;
-use super::topics::Topics;
+use super::topics::{Topics, check_library};
 use super::waiting::tell_while_waiting;
 use super::{ConnectorContext, TaskError, published};
 use crate::archive::Gap;
@@ -31,8 +31,13 @@ pub const TASK: u32 = 0;
 /// How often the offset of a drained archive is written again, so that a later start knows up to when all is delivered.
 const REFRESH_INTERVAL_MS: i64 = 10 * 60 * 1000;
 
+/// What a status tells as long as it lasts: that no record becomes a message.
+const UNOPENED: &str = "unopened";
+
 /// Aborted transactions of one page before the task starts anew, and looks at the topics' limits again.
 const ABORTS_MAX: u32 = 4;
+/// In librdkafka's words for a record that did not arrive in time.
+const TIMED_OUT: &str = "timed out";
 const ABORT_PAUSE_MIN: Duration = Duration::from_millis(50);
 const ABORT_PAUSE_MAX: Duration = Duration::from_secs(2);
 
@@ -43,8 +48,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), TaskError> {
     // Told to end before there is anything in flight, it ends at once: whatever Kafka is being asked can be left unanswered.
-    let start = tell_while_waiting(context, status, start(context, status));
-    let Some(started) = shutdown.run_until_cancelled(start).await else { return Ok(()) };
+    let Some(started) = shutdown.run_until_cancelled(start(context, status)).await else { return Ok(()) };
     let (topics, mut run, offset) = started?;
     status.running();
     let seq = offset.seq;
@@ -68,7 +72,8 @@ async fn start<'a>(
     context: &'a ConnectorContext,
     status: &'a TaskHandle,
 ) -> Result<(Topics, Run<'a>, SourceOffset), TaskError> {
-    let topics = Topics::prepare(context).await?;
+    check_library(context).await?;
+    let topics = tell_while_waiting(context, status, Topics::prepare(context)).await?;
     let mut notices = topics.warnings(&context.config)?;
     let place = context.offset_place();
     let kafka = Kafka { context, batch_bytes: topics.batch_bytes() };
@@ -80,10 +85,13 @@ async fn start<'a>(
         false => None,
     };
     crash_point::reach("take_over");
-    let mut writer =
-        SourceWriter::start(kafka, place, context.tenure.clone()).await.map_err(|error| task_error(context, error))?;
+    let started = SourceWriter::start(kafka, place, context.tenure.clone());
+    let started = tell_while_waiting(context, status, started).await;
+    let mut writer = started.map_err(|error| task_error(context, error))?;
     notices.extend(foreign_group(context, &writer.offset()));
     if writer.offset().is_untouched() {
+        status
+            .condition("No offset is stored: what the topics hold already is looked for before anything is published.");
         notices.extend(mark_repeats(context, &topics, &mut writer).await?);
     }
     let offset = early.unwrap_or_else(|| writer.offset());
@@ -91,14 +99,7 @@ async fn start<'a>(
     context.metrics.lag.resumed(seq, delivered_until_ms, context.now_ms());
     // This start is counted already.
     context.page_limit.resume(page_limit, vain_starts.saturating_sub(1));
-    let mut run = Run {
-        context,
-        status,
-        batch_bytes: topics.batch_bytes(),
-        writer,
-        notices: Vec::new(),
-        unopened: Unopened::default(),
-    };
+    let run = Run { context, status, batch_bytes: topics.batch_bytes(), writer, unopened: Unopened::default() };
     notices.into_iter().for_each(|notice| run.notice(notice));
     Ok((topics, run, offset))
 }
@@ -106,7 +107,8 @@ async fn start<'a>(
 /// An error where no offset is stored (`require.offset=true`).
 async fn require_offset(context: &ConnectorContext, kafka: &Kafka<'_>, place: &OffsetPlace) -> Result<(), TaskError> {
     let offset = kafka.read_offset(place).await?;
-    if offset.is_some_and(|offset| !offset.is_untouched()) {
+    // An archive that was empty until now has an offset, too.
+    if offset.is_some_and(|offset| !offset.is_untouched() || offset.delivered_until_ms.is_some()) {
         return Ok(());
     }
     Err(TaskError::Configuration(format!(
@@ -155,14 +157,13 @@ struct Run<'a> {
     status: &'a TaskHandle,
     batch_bytes: BatchBytes,
     writer: SourceWriter<Kafka<'a>>,
-    /// What must be known of this run.
-    notices: Vec<String>,
     unopened: Unopened,
 }
 
 impl Run<'_> {
     async fn commit_all(&mut self, mut pages: mpsc::Receiver<PreparedPage>) -> Result<(), TaskError> {
         let metrics = &self.context.metrics;
+        let poll_interval = Duration::from_millis(self.context.config.poll_interval_ms);
         while let Some(page) = pages.recv().await {
             if let Some(last_seq) = page.last_seq {
                 let newest_msgtime_ms = page.newest_believable_ms;
@@ -186,15 +187,15 @@ impl Run<'_> {
                 if is_due || offset.vain_starts > 0 {
                     self.commit(Vec::new(), offset.seq, page.delivered_until_ms, None).await?;
                 }
-                let poll_interval = Duration::from_millis(self.context.config.poll_interval_ms);
                 metrics.lag.drained(drained_at_ms, poll_interval);
             }
             if let Some(reason) = page.intolerable {
                 return Err(TaskError::Intolerable(reason));
             }
             self.status.progress();
-            if let Some(reason) = self.unopened.reason() {
-                self.status.degraded(reason);
+            match self.unopened.reason() {
+                Some(reason) => self.status.trouble(UNOPENED, reason, poll_interval),
+                None => self.status.trouble_is_over(UNOPENED),
             }
             if page.is_held {
                 self.status.condition(
@@ -217,7 +218,7 @@ impl Run<'_> {
     }
 
     /// Loud, and never silent: the records before this page may be lost.
-    fn tell(&mut self, gap: &Gap) {
+    fn tell(&self, gap: &Gap) {
         let Gap { after_seq, before_seq, delivered_until_ms, .. } = *gap;
         self.context.metrics.archive_gaps.inc();
         let connector = &self.context.config.name;
@@ -234,10 +235,9 @@ impl Run<'_> {
         ));
     }
 
-    fn notice(&mut self, notice: String) {
+    fn notice(&self, notice: String) {
         tracing::warn!(connector = self.context.config.name, "{notice}");
-        self.notices.push(notice);
-        self.status.notice(self.notices.join(" "));
+        self.status.notice(notice);
     }
 
     /// One transaction. One that is aborted is made again, and one of a producer that the brokers have forgotten by a
@@ -276,7 +276,21 @@ impl Run<'_> {
                     tracing::info!(reason, "the brokers have forgotten this producer; a new one goes on");
                     self.renew_writer().await?;
                 }
-                Err(error) => return Err(task_error(self.context, error)),
+                Err(error) => {
+                    if let WriteError::Commit(CommitError::Aborted(reason)) = &error
+                        && reason.contains(TIMED_OUT)
+                        && records.len() > 1
+                        && self.context.page_limit.shrink()
+                    {
+                        let limit = self.context.page_limit.get();
+                        self.context.metrics.page_limit.set(i64::from(limit));
+                        tracing::warn!(
+                            limit,
+                            "a page does not reach Kafka within transaction.timeout.ms; asking for fewer records"
+                        );
+                    }
+                    return Err(task_error(self.context, error));
+                }
             }
         }
     }

@@ -36,6 +36,8 @@ pub async fn offset_after_loss(context: &ConnectorContext, topics: &Topics) -> R
     let covered = published.covered.list();
     Ok((!covered.is_empty()).then(|| SourceOffset {
         newest_msgtime_ms: published.newest_msgtime_ms,
+        // So that what WeCom has deleted since is told as a gap.
+        delivered_until_ms: published.newest_msgtime_ms,
         ..SourceOffset::after_loss(&covered, published.epoch + 1)
     }))
 }

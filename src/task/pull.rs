@@ -161,6 +161,7 @@ impl<'a> Puller<'a> {
             Disposition::Retry(reason)
                 if self.time_outs > TIME_OUTS_MAX && self.shrink("the page does not get through") =>
             {
+                self.time_outs = 0;
                 let (limit, max) = (self.context.page_limit.get(), self.context.page_limit.max());
                 let limits = format!(
                     "{limit} records are asked for now, in place of the {max} of wecom.page.limit. If a page needs more time than \

@@ -32,10 +32,6 @@ pub struct Topics {
 impl Topics {
     /// Makes and checks all topics of the connector, and learns their limits.
     pub async fn prepare(context: &ConnectorContext) -> Result<Self, TaskError> {
-        // With a library that cannot be loaded nothing is made. What else is wrong of it shows when it is called.
-        if let Err(SdkError::Configuration(reason)) = context.sdk.open().await {
-            return Err(TaskError::Configuration(reason));
-        }
         let wanted = wanted(&context.worker, &context.config);
         let create_missing = context.worker.topic_creation_enable;
         let limits = topics::prepare(&context.clients, &wanted, create_missing).await?;
@@ -97,6 +93,14 @@ impl Topics {
         let largest = bytes_max().max().unwrap_or(BYTES_MAX_DEFAULT);
         let smallest = bytes_max().min().unwrap_or(BYTES_MAX_DEFAULT);
         BatchBytes { single_max: self.producer_bytes_max.unwrap_or(largest), several_max: smallest }
+    }
+}
+
+/// With a library that cannot be loaded nothing is made. What else is wrong of it shows when it is called.
+pub async fn check_library(context: &ConnectorContext) -> Result<(), TaskError> {
+    match context.sdk.open().await {
+        Err(SdkError::Configuration(reason)) => Err(TaskError::Configuration(reason)),
+        _ => Ok(()),
     }
 }
 
@@ -164,12 +168,21 @@ fn wanted(worker: &WorkerConfig, config: &ConnectorConfig) -> Vec<WantedTopic> {
     wanted
 }
 
-/// Whether Kafka lets the connector in, its topics are right, and the principal may read and write them. Nothing is made. Gives the
-/// topics that a start would make.
-pub async fn check(worker: &WorkerConfig, config: &ConnectorConfig) -> Result<Vec<String>, TaskError> {
+/// What a check of the topics has found.
+#[derive(Debug)]
+pub struct Checked {
+    /// Topics that a start would make.
+    pub missing: Vec<String>,
+    /// What somebody should know of those that are there.
+    pub warnings: Vec<String>,
+}
+
+/// Whether Kafka lets the connector in, its topics are right, and the principal may read and write them. Nothing is made.
+pub async fn check(worker: &WorkerConfig, config: &ConnectorConfig) -> Result<Checked, TaskError> {
     let wanted = wanted(worker, config);
-    let missing = topics::check(&Clients::of(worker, config), &wanted, worker.topic_creation_enable).await?;
-    Ok(missing.into_iter().map(str::to_owned).collect())
+    let (missing, limits) = topics::check(&Clients::of(worker, config), &wanted, worker.topic_creation_enable).await?;
+    let topics = Topics { names: names(config), limits, producer_bytes_max: None };
+    Ok(Checked { missing: missing.into_iter().map(str::to_owned).collect(), warnings: topics.warnings(config)? })
 }
 
 impl From<TopicError> for TaskError {
@@ -183,7 +196,7 @@ const RETENTION_MS_DEFAULT: i64 = 7 * 24 * 60 * 60 * 1000;
 
 /// What to say of a topic that forgets what an archive is for; `None` where it keeps its records for more than seven
 /// days.
-pub fn retention_warning(topic: &str, limits: &TopicLimits) -> Option<String> {
+fn retention_warning(topic: &str, limits: &TopicLimits) -> Option<String> {
     let is_short = limits.retention_ms.is_some_and(|retention_ms| retention_ms <= RETENTION_MS_DEFAULT);
     let deletes = match (is_short, limits.retention_ms, limits.retention_bytes) {
         (true, Some(retention_ms), _) => {

@@ -15,7 +15,7 @@ use super::repeats::Repeats;
 use super::signals::Signals;
 use crate::clock::Clock;
 use crate::config::{self, ConfigErrors, ConnectorConfig, Providers, WorkerConfig};
-use crate::kafka::{Clients, client_log, lookup};
+use crate::kafka::{Clients, lookup};
 use crate::metrics::Metrics;
 use crate::status::StatusBoard;
 use crate::task::supervisor::Ended;
@@ -171,7 +171,6 @@ async fn serve(worker: Arc<WorkerConfig>, connectors: Vec<ConnectorConfig>, repe
             _ = tick.tick() => {
                 board.tick();
                 repeats.tell();
-                client_log::tell_left_out();
             }
             signal = signals.end() => break signal,
         }

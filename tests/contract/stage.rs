@@ -71,7 +71,6 @@ impl Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Not {
     Scenario,
-    Vendor,
     Guarded,
 }
 
@@ -79,7 +78,6 @@ impl Not {
     pub fn covers(self, side: Side) -> bool {
         match self {
             Not::Scenario => side == Side::Scenario,
-            Not::Vendor => side.is_vendor(),
             Not::Guarded => side.is_guarded(),
         }
     }

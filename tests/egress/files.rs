@@ -176,8 +176,8 @@ async fn files_come_whole_or_it_is_told() {
             let folder = tempfile::tempdir().expect("a folder");
             let options =
                 [("root".to_owned(), folder.path().to_str().expect("UTF-8").to_owned())].into_iter().collect();
-            let storage = StorageConfig { kind: StorageType::Fs, prefix: String::new(), options };
-            let downloader = Downloader::new(client, Store::open(&storage).expect("a folder"), CORP, metrics);
+            let storage = StorageConfig { kind: StorageType::Fs, options, ..StorageConfig::default() };
+            let downloader = Downloader::new(client, Store::open(&storage).expect("a folder"), CORP, None, metrics);
             let sdkfileid = id(trouble, bytes);
             let file = FileRequest {
                 media_id: "m",
@@ -187,6 +187,7 @@ async fn files_come_whole_or_it_is_told() {
                 declared_size: None,
                 declared_extension: None,
                 dated_ms: 0,
+                now_ms: 0,
             };
             let came = match downloader.download(&file, &CancellationToken::new()).await {
                 Ok(stored) => {
