@@ -12,6 +12,7 @@
 
 mod error;
 mod folder;
+mod probe;
 mod transport;
 
 use std::fmt;
@@ -40,11 +41,15 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one part may take: 8 MiB at 0.7 Mbit/s.
 const PART_TIMEOUT: Duration = Duration::from_secs(100);
 
-/// What is written to see whether the store can be used.
-const PROBE: &[u8] = b"wecom-connector";
-
-/// How often a probe is looked for that somebody else takes away.
-const PROBES_MAX: u32 = 3;
+/// What a write has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Placed {
+    New,
+    /// There is such an object, by the store's own word.
+    There,
+    /// The store refuses to write, and the same bytes stand there.
+    Kept,
+}
 
 /// Kept in a URI as they are: what RFC 3986 calls unreserved, and the separator of keys.
 const URI_ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
@@ -186,70 +191,40 @@ impl Store {
         is_plain.then(|| key.into_owned())
     }
 
-    /// Writes a small object where there is none and reads it back, so that a wrong bucket, wrong keys or missing
-    /// rights are seen.
-    ///
-    /// It has one name and stays: nothing needs the right to delete, and where nothing can be deleted nothing piles up.
-    pub async fn check(&self) -> Result<(), StorageError> {
-        // In a folder nothing piles up.
-        self.probe(self.folder.is_some()).await.map(|_| ())
-    }
-
-    /// As [`Store::check`], and writes over what is there, so that a store that is full is seen, too.
-    pub async fn check_room(&self) -> Result<(), StorageError> {
-        self.probe(true).await.map(|_| ())
-    }
-
-    /// See [`Store::check`]. Gives whether there was no probe before.
-    async fn probe(&self, writes_over: bool) -> Result<bool, StorageError> {
-        let key = self.probe_key();
-        let mut probes = 0;
-        loop {
-            probes += 1;
-            let is_new = self.put_new(&key, PROBE.into(), "text/plain").await?;
-            if writes_over && !is_new {
-                self.put(&key, PROBE.into(), "text/plain").await?;
-            }
-            match self.get(&key, PROBE.len() as u64).await? {
-                Some(read) if read == PROBE => return Ok(is_new),
-                // Somebody who tries the store out has taken it away.
-                None if !is_new && probes < PROBES_MAX => {}
-                _ => return Err(StorageError::unavailable(&self.name, "what was written cannot be read back")),
-            }
-        }
-    }
-
-    fn probe_key(&self) -> String {
-        if self.prefix.is_empty() { ".probe".to_owned() } else { format!("{}/.probe", self.prefix) }
-    }
-
     /// Writes a small object in one request. Readers see all of it or nothing.
     ///
     /// Where the store refuses and the same bytes stand there already, all is well: a repeat, and the store keeps what
     /// it has.
     pub async fn put(&self, key: &str, bytes: Bytes, content_type: &str) -> Result<(), StorageError> {
+        self.place(key, bytes, content_type).await.map(|_| ())
+    }
+
+    /// See [`Store::put`].
+    async fn place(&self, key: &str, bytes: Bytes, content_type: &str) -> Result<Placed, StorageError> {
         let options = WriteOptions { content_type: self.content_type(content_type), ..WriteOptions::default() };
-        match self.write(key, bytes.clone(), options).await {
-            Ok(()) => Ok(()),
+        let placed = match self.write(key, bytes.clone(), options).await {
+            Ok(()) => Placed::New,
             Err(error) => {
                 let error = self.error(Asked::Write, &error);
                 let is_there =
                     !error.is_transient() && self.get(key, bytes.len() as u64).await == Ok(Some(bytes.to_vec()));
-                if is_there { Ok(()) } else { Err(error) }
+                if !is_there {
+                    return Err(error);
+                }
+                Placed::Kept
             }
-        }?;
-        self.settle(key).await
+        };
+        self.settle(key).await.map(|()| placed)
     }
 
-    /// As [`Store::put`] where there is no such object; gives whether there was none. Stores that do not know this
-    /// condition write over what is there.
-    async fn put_new(&self, key: &str, bytes: Bytes, content_type: &str) -> Result<bool, StorageError> {
+    /// As [`Store::put`] where there is no such object. Stores that do not know this condition write over what is there.
+    async fn put_new(&self, key: &str, bytes: Bytes, content_type: &str) -> Result<Placed, StorageError> {
         if self.operator.info().capability().write_with_if_not_exists {
             let content_type = self.content_type(content_type);
             let options = WriteOptions { content_type, if_not_exists: true, ..WriteOptions::default() };
             match self.write(key, bytes.clone(), options).await {
-                Ok(()) => return self.settle(key).await.map(|()| true),
-                Err(error) if error.kind() == ErrorKind::ConditionNotMatch => return Ok(false),
+                Ok(()) => return self.settle(key).await.map(|()| Placed::New),
+                Err(error) if error.kind() == ErrorKind::ConditionNotMatch => return Ok(Placed::There),
                 Err(error) => {
                     let error = self.error(Asked::Write, &error);
                     if error.is_transient() {
@@ -259,7 +234,7 @@ impl Store {
                 }
             }
         }
-        self.put(key, bytes, content_type).await.map(|()| true)
+        self.place(key, bytes, content_type).await
     }
 
     async fn write(&self, key: &str, bytes: Bytes, options: WriteOptions) -> opendal::Result<()> {

@@ -141,6 +141,14 @@ async fn rights_that_may_be_missing_keep_nothing_out() {
         let absent = store.length(&format!("{prefix}/none")).await;
         assert_eq!(absent.is_ok(), rights.list, "{name}: {absent:?}");
     }
+    // A probe of better days does not stand in for the right to write.
+    let gate = S3Gate::start(&server, Rights::ALL);
+    let store = Store::open(&s3(&gate.endpoint(), "archive", S3::SECRET_KEY)).expect("a store");
+    store.check().await.expect("all rights");
+    gate.set(Rights { write: false, ..Rights::ALL });
+    let error = store.check().await.expect_err("no right to write");
+    assert!(error.to_string().contains("s3:PutObject") && !error.is_transient(), "{error}");
+
     // Without a checksum, a locked bucket is not usable, and it is the store that says why.
     let gate = S3Gate::start(&server, Rights { lock: true, ..Rights::ALL });
     let mut config = s3(&gate.endpoint(), "archive", S3::SECRET_KEY);

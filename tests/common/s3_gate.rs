@@ -26,6 +26,8 @@ pub struct Rights {
     /// Without it what is not there is denied, not absent.
     pub list: bool,
     pub delete: bool,
+    /// To write anything at all.
+    pub write: bool,
     /// To write objects of several parts, as with a key of which only new data keys may be asked for.
     pub multipart: bool,
     /// Off where the bucket keeps each object as it is.
@@ -39,7 +41,7 @@ pub struct Rights {
 
 impl Rights {
     pub const ALL: Self =
-        Self { list: true, delete: true, multipart: true, overwrite: true, lock: false, condition: true };
+        Self { list: true, delete: true, write: true, multipart: true, overwrite: true, lock: false, condition: true };
 }
 
 #[derive(Debug)]
@@ -138,6 +140,7 @@ async fn pass(
     let is_there = root.join(path.trim_start_matches('/')).is_file();
     let is_of_condition = parts.headers.contains_key("if-none-match");
     if parts.method == Method::DELETE && !is_part && !rights.delete
+        || parts.method == Method::PUT && !rights.write
         || !rights.multipart && (is_part || query.starts_with("uploads"))
         || !rights.overwrite && is_write && is_there && !(is_of_condition && rights.condition)
     {
