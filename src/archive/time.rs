@@ -82,15 +82,27 @@ impl Timestamps {
     /// this corp; where none is known, five days before the pull: a reader's time does not move. Where the topic takes
     /// neither, it is the nearest that the topic takes. In both cases a header says so. With
     /// [`RecordTimestamp::Ingest`] it is `now_ms`.
+    ///
+    /// This machine's clock can be far off. The newest believable time says so, where it cannot be right by this clock:
+    /// then a time is also held against that one.
     pub fn stamp(&mut self, record: &mut Record, msgtime_ms: Option<i64>, pulled_at_ms: i64, now_ms: i64) {
-        let believed_ms = msgtime_ms.filter(|msgtime_ms| is_believable(*msgtime_ms, pulled_at_ms));
+        let by_clock = |msgtime_ms: i64| is_believable(msgtime_ms, pulled_at_ms);
+        let other_clock_ms = self.newest_ms.filter(|newest_ms| !by_clock(*newest_ms));
+        let by_newest = |msgtime_ms: i64| other_clock_ms.is_some_and(|newest_ms| is_believable(msgtime_ms, newest_ms));
+        let believed_ms = msgtime_ms.filter(|msgtime_ms| by_clock(*msgtime_ms) || by_newest(*msgtime_ms));
+        let present_ms = match (other_clock_ms, believed_ms) {
+            (Some(newest_ms), Some(believed_ms)) if !by_clock(believed_ms) => newest_ms,
+            // Nothing was pulled for long, or the clock is behind.
+            (Some(newest_ms), None) => newest_ms.max(now_ms),
+            _ => now_ms,
+        };
         self.newest_ms = self.newest_ms.max(believed_ms);
         if self.kind == RecordTimestamp::Ingest {
             record.timestamp_ms = now_ms;
             return;
         }
         let wanted_ms = believed_ms.or(self.newest_ms).unwrap_or_else(|| pulled_at_ms.saturating_sub(WINDOW_MS).max(0));
-        record.timestamp_ms = self.limits.clamp(wanted_ms, now_ms);
+        record.timestamp_ms = self.limits.clamp(wanted_ms, present_ms);
         let from = match believed_ms {
             None => Some(FROM_NEWEST),
             Some(_) => (record.timestamp_ms != wanted_ms).then_some(FROM_LIMIT),
@@ -145,6 +157,26 @@ mod tests {
         let mut ingest = Timestamps { kind: RecordTimestamp::Ingest, ..start };
         assert_eq!(stamped(&mut ingest, Some(NOW - DAY), NOW + 3), (NOW + 3, None));
         assert_eq!(ingest.newest_ms, Some(NOW - DAY));
+    }
+
+    #[test]
+    fn a_clock_that_is_far_off_is_not_believed_against_the_messages() {
+        let limits = TimestampLimits { before_max_ms: 6 * DAY, after_max_ms: HOUR / 2 };
+        let year = 365 * DAY;
+        // Up to then the clock was right: what is known of the corp, the messages' times, and their timestamps.
+        for (known_ms, msgtime_ms, expected, from) in [
+            (NOW + year, NOW + year + 60_000, NOW + year + 60_000, None),
+            (NOW + year, NOW + year - DAY, NOW + year - DAY, None),
+            (NOW + year, 0, NOW + year, Some(FROM_NEWEST)),
+            (NOW - year, NOW - year + 60_000, NOW - year + 60_000, None),
+            // After twelve days without a message the clock is right, and so is the message.
+            (NOW - 12 * DAY, NOW, NOW, None),
+            (NOW - 12 * DAY, 0, NOW - 6 * DAY, Some(FROM_NEWEST)),
+        ] {
+            let mut timestamps = Timestamps { kind: RecordTimestamp::Message, limits, newest_ms: Some(known_ms) };
+            let found = stamped(&mut timestamps, Some(msgtime_ms), NOW);
+            assert_eq!(found, (expected, from.map(str::to_owned)), "{msgtime_ms} after {known_ms}");
+        }
     }
 
     #[test]
