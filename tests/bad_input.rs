@@ -22,8 +22,8 @@ use serde_json::{Value, json};
 use wecom_connector::sdk::ffi::FUNCTION_NAMES;
 
 use harness::{
-    Corp, Kafka, PATIENCE, SASL_PASSWORD, SASL_USER, SECRET, Secured, Worker, WorkerFiles, simulator_library, unique,
-    wait_until,
+    ASKING_KAFKA, Corp, Kafka, PATIENCE, SASL_PASSWORD, SASL_USER, SECRET, Secured, Worker, WorkerFiles,
+    simulator_library, unique, wait_until,
 };
 
 /// The exit codes of the README.

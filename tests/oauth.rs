@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine as _};
 use serde_json::json;
 
-use harness::{Corp, Kafka, PATIENCE, WorkerFiles, free_port, wait_until};
+use harness::{ASKING_KAFKA, Corp, Kafka, PATIENCE, WorkerFiles, free_port, wait_until};
 
 const CLIENT: &str = "connector:s3cret-of-the-Quokka";
 /// Short, so that it has to be renewed while the test runs.
@@ -43,14 +43,7 @@ fn tokens_let_in_and_are_renewed() {
     wait_until("three more tokens", PATIENCE, || end_point.asked.load(Ordering::Relaxed) >= asked + 3);
     let committed = worker.metric("wecom_connector_last_committed_seq", &[]).expect("a metric");
     worker.wait_metric("wecom_connector_last_committed_seq", &[], committed + 5.0);
-    let commands: [(&[&str], &[&str]); 5] = [
-        (&["validate"], &["--connect"]),
-        (&["offsets", "get"], &[]),
-        (&["offsets", "rewind"], &["--by", "1", "--dry-run"]),
-        (&["dlq", "list"], &[]),
-        (&["verify"], &[]),
-    ];
-    for (command, options) in &commands {
+    for (command, options) in &ASKING_KAFKA {
         let (code, told, said) = worker.files().run(command, "archive", options);
         assert_eq!(code, Some(0), "{command:?}: {told}{said}");
     }
@@ -63,7 +56,7 @@ fn tokens_let_in_and_are_renewed() {
         (&nobody, secret, 69, "cannot be reached: Connection refused"),
     ] {
         let mut worker = files(end_point, secret).worker();
-        for (command, options) in &commands[..4] {
+        for (command, options) in &ASKING_KAFKA[..4] {
             let (found, told, said) = worker.files().run(command, "archive", options);
             let said = told + &said;
             assert_eq!(found, Some(code), "{command:?}: {said}");

@@ -41,25 +41,18 @@ fn what_is_wrong_on_the_way_to_kafka_is_said_by_all() {
         ),
         (no_rights, USAGE, &["Kafka refuses access to topic ", "the principal needs Describe on it"]),
     ];
-    let commands: [(&[&str], &[&str]); 5] = [
-        (&["validate"], &["--connect"]),
-        (&["offsets", "get"], &[]),
-        (&["offsets", "rewind"], &["--by", "1", "--dry-run"]),
-        (&["dlq", "list"], &[]),
-        (&["verify"], &[]),
-    ];
     for (settings, code, words) in &rows {
         let files = corp.connect(WorkerFiles::new(&kafka), "archive", &[("media.enable", "false")]);
         let files = settings.iter().fold(files, |files, (key, value)| files.set(key, value));
         // Made first: each writes the files anew.
         let made: Vec<_> =
-            commands.iter().map(|(command, options)| files.command(command, "archive", options)).collect();
+            ASKING_KAFKA.iter().map(|(command, options)| files.command(command, "archive", options)).collect();
         let mut worker = files.start();
         let running = made.into_iter().map(|mut command| {
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the connector's binary")
         });
         let running: Vec<_> = running.collect();
-        for (child, (command, _)) in running.into_iter().zip(&commands) {
+        for (child, (command, _)) in running.into_iter().zip(&ASKING_KAFKA) {
             let output = child.wait_with_output().expect("its end");
             let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
             // `verify` has codes of its own.

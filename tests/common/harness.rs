@@ -30,7 +30,7 @@ pub use s3_gate::{Rights, S3Gate};
 pub use thread_limit::{EAGAIN, EPERM, thread_limit};
 pub use topic::{check_schemas, header, read_committed};
 pub use vendor_api::{FILES, Fault, PAGES, Request, TOKENS, VendorApi, file_id};
-pub use worker::{Worker, WorkerFiles, findings};
+pub use worker::{ASKING_KAFKA, Worker, WorkerFiles, findings};
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;

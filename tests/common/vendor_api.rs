@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 
@@ -43,24 +44,25 @@ impl Fault {
     }
 }
 
-/// A request that came through.
+/// A request that came through, with its body read.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Without host and query.
-    pub path: String,
-    /// `HTTP/1.0` or another.
-    pub version: String,
-    /// As it came; empty where there was none.
-    pub query: String,
-    pub range: Option<String>,
+    http: server::Request,
     /// As JSON; null where it is none.
     pub body: Value,
 }
 
+impl Deref for Request {
+    type Target = server::Request;
+
+    fn deref(&self) -> &server::Request {
+        &self.http
+    }
+}
+
 impl Request {
-    fn of(request: &server::Request) -> Request {
-        let server::Request { path, version, query, range, body } = request.clone();
-        Request { path, version, query, range, body: serde_json::from_slice(&body).unwrap_or_default() }
+    fn of(http: &server::Request) -> Request {
+        Request { http: http.clone(), body: serde_json::from_slice(&http.body).unwrap_or_default() }
     }
 
     /// What stands behind `name` in the query; empty where it is missing.
@@ -205,20 +207,14 @@ impl Api {
     }
 
     /// The answer of a scenario. A fault of the scenario may have it wait: nobody else has to.
-    fn answer_from(
-        &self,
-        archive: &Archive,
-        request: &Request,
-        asked: &server::Request,
-        fault: Option<Fault>,
-    ) -> Reply {
+    fn answer_from(&self, archive: &Archive, request: &Request, fault: Option<Fault>) -> Reply {
         if let Some(Fault::DeadToken) = fault {
             archive.revoke_token(request.parameter("access_token="));
         }
         if let Some(answer) = fault.as_ref().and_then(in_place_of_answer) {
             return Reply { bytes: answer, is_last: false };
         }
-        let answer = archive.answer(&asked.for_api());
+        let answer = archive.answer(&request.for_api());
         let mut corp = self.corp();
         match (answer.status, request.path.as_str()) {
             (404, path) => corp.strays.push(path.to_owned()),
@@ -248,7 +244,7 @@ impl Service for Api {
             (corp.gate(&request), corp.is_cut(&request), corp.archive.clone(), corp.next_fault(&request))
         };
         let mut reply = match archive {
-            Some(archive) => self.answer_from(&archive, &request, asked, fault),
+            Some(archive) => self.answer_from(&archive, &request, fault),
             None => Reply { bytes: self.corp().answer(&request, fault), is_last: false },
         };
         if is_cut {

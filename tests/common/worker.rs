@@ -137,6 +137,15 @@ impl WorkerFiles {
     }
 }
 
+/// The commands that ask Kafka and change nothing, each with its options.
+pub const ASKING_KAFKA: [(&[&str], &[&str]); 5] = [
+    (&["validate"], &["--connect"]),
+    (&["offsets", "get"], &[]),
+    (&["offsets", "rewind"], &["--by", "1", "--dry-run"]),
+    (&["dlq", "list"], &[]),
+    (&["verify"], &[]),
+];
+
 /// Kinds and seqs of all findings in a report of `verify`, sorted.
 pub fn findings(report: &Value) -> Vec<(String, Option<u64>)> {
     let promises = report["promises"].as_object().into_iter().flat_map(|promises| promises.values());

@@ -271,7 +271,9 @@ impl<'a> Stage<'a> {
             Step::Range(index) => {
                 let chunk = self.client.get_media_data(&self.sdkfileid, index.as_bytes()).await;
                 answers.push(match &self.behind {
-                    Behind::Api(api) => api.requests(FILES).pop().and_then(|request| request.range).unwrap_or_default(),
+                    Behind::Api(api) => {
+                        api.requests(FILES).pop().and_then(|request| request.range.clone()).unwrap_or_default()
+                    }
                     Behind::Scenario(_) => {
                         let start = index.split(['=', '-']).nth(1).map_or(0, |start| start.parse().expect("a number"));
                         chunk.map_or_else(code, |chunk| format!("bytes={start}-{}", start + chunk.data.len() - 1))
@@ -338,7 +340,7 @@ impl<'a> Stage<'a> {
             Step::HttpVersions => {
                 if let Behind::Api(api) = &self.behind {
                     let requests = [TOKENS, PAGES].map(|path| api.requests(path)).concat();
-                    answers.extend(requests.into_iter().map(|request| request.version));
+                    answers.extend(requests.into_iter().map(|request| request.version.clone()));
                 }
             }
             Step::Noise => {
